@@ -72,7 +72,9 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "mapping") ->
 
 def _read_yaml_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path}: configuration file not found; give the path of a YAML file, e.g. one below configs/")
+        raise ConfigError(
+            f"{path}: configuration file not found; give the path of a YAML file, e.g. one below configs/"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -242,7 +244,11 @@ def _scalar(hint: Any, value: Any, where: str, source: str) -> Any:
             return value
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        if isinstance(value, str) and _FLOAT.match(value.replace("_", "")) and float(value.replace("_", "")).is_integer():
+        if (
+            isinstance(value, str)
+            and _FLOAT.match(value.replace("_", ""))
+            and float(value.replace("_", "")).is_integer()
+        ):
             return int(float(value.replace("_", "")))
     if hint is float and not isinstance(value, bool):
         if isinstance(value, (int, float)):
