@@ -79,7 +79,7 @@ def open_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ArtifactUnfinishedError(
-            f"{folder}: no {MANIFEST_NAME}, so this {what} is unfinished; run the command that makes it again, it resumes"
+            f"{folder}: no {MANIFEST_NAME}, so this {what} is unfinished; run what makes it again, it resumes"
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

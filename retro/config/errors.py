@@ -1,6 +1,6 @@
 """Errors that a user can cause. Each carries one line for the user and the exit code of the command.
 
-Exit codes (docs/errors.md): 2 usage or configuration; 3 an input artifact is missing, unfinished, corrupt or does not belong.
+Exit codes: 2 usage or configuration; 3 an input artifact is missing, unfinished, corrupt or does not belong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Build frozen dataclass configurations from defaults, a YAML file and `key=value` overrides, in this order of precedence.
+"""Build frozen dataclass configurations: defaults, then a YAML file, then `key=value` overrides (the last wins).
 
 Rules that users can rely on:
 

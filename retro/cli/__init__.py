@@ -1,0 +1,1 @@
+"""Command line: the composition roots, the only place where preparation, training and evaluation meet."""

@@ -1,0 +1,78 @@
+"""`retro`: one command with sub-commands. Light: `retro --help` imports neither torch nor faiss."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from retro.config.errors import RetroError
+
+# name -> (module with main(argv) -> int, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prep": ("retro.cli.prep", "prepare a chunked neighbor database: run | status | explain | verify | show"),
+    "train": ("retro.cli.train", "train RETRO, or GPT with the same code and retrieval absent"),
+    "eval": ("retro.cli.eval", "evaluate a checkpoint: perplexity and its controls, question answering"),
+    "generate": (
+        "retro.cli.generate",
+        "continue a prompt, retrieving at every chunk, and say where evidence came from",
+    ),
+    "search": ("retro.cli.search", "search the database of a release"),
+    "launch": ("retro.cli.launch", "start a command on several processes"),
+    "report": ("retro.cli.report", "compare runs: tables on the terminal and one self-contained HTML file"),
+    "demo": ("retro.cli.demo", "the whole way: documentation corpus -> GPT and RETRO -> report"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code (0 done, 2 usage or config, 3 unusable artifact)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Idle OpenMP threads spin for long by default; on a shared machine, or beside a second OpenMP library, that costs
+    # more than the work. Must be set before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] in ("--version", "version"):
+        from retro import __version__
+
+        print(f"retro-pretraining {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; commands: {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name!r}{hint}", file=sys.stderr)
+        return 2
+    return run_command(lambda: importlib.import_module(COMMANDS[name][0]).main(arguments[1:]))
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Call `command`; a user's mistake becomes one line on stderr and its exit code, an interrupt becomes 130."""
+    try:
+        return command()
+    except RetroError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: point stdout nowhere so that the interpreter exits quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _usage() -> str:
+    lines = ["usage: retro COMMAND ...", "", "Pretraining language models with retrieval.", "", "commands:"]
+    lines += [f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "`retro COMMAND --help` explains one command. README.md shows the whole way."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
