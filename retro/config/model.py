@@ -1,0 +1,228 @@
+"""Configuration of the model: a decoder, and (when `cross_attention_layers` is not empty) its retrieval encoder.
+
+Layer numbers are 1-based, as in the papers. A plain GPT is the same configuration with `cross_attention_layers: []`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from retro.config.errors import ConfigError
+
+
+def _require(condition: bool, where: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: {message}")
+
+
+def _require_positive(config: object, where: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _require(value >= 1, f"{where}.{name}", f"expected a whole number >= 1, found {value}")
+
+
+def _require_rate(value: float, where: str) -> None:
+    _require(0.0 <= value < 1.0, where, f"expected a probability in [0, 1), found {value}")
+
+
+def _checked_layers(layers: tuple[int, ...], num_layers: int, where: str) -> tuple[int, ...]:
+    """Layer numbers as a tuple; they must be ascending, distinct and within 1..num_layers."""
+    layers = tuple(layers)
+    for layer in layers:
+        _require(
+            1 <= layer <= num_layers,
+            where,
+            f"layer {layer} does not exist, expected 1-based numbers within 1..{num_layers}",
+        )
+    _require(
+        list(layers) == sorted(set(layers)), where, f"expected ascending distinct numbers, found {list(layers)}"
+    )
+    return layers
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder of retrieved neighbors (01-retro section 1.7): bidirectional, conditioned on the retrieving chunk.
+
+    Fields left at None follow the decoder. Attention in the encoder always has as many key-value heads as query heads.
+    """
+
+    num_layers: int = 2
+    #: Width of the encoder; None = the decoder's.
+    width: int | None = None
+    #: Attention heads; None = as many heads of the decoder's head width as fill `width`.
+    num_heads: int | None = None
+    #: Hidden width of the feed-forward block; None = the decoder's at equal width, otherwise the decoder's rule.
+    ffn_width: int | None = None
+    #: 1-based encoder layers whose tokens attend to the activations of the retrieving chunk.
+    cross_attention_layers: tuple[int, ...] = (1,)
+    #: Dropout in the encoder (after the embedding and every block, and on attention weights).
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "model.encoder"
+        _require_positive(self, where, ("num_layers", "width", "num_heads", "ffn_width"))
+        _require_rate(self.dropout, f"{where}.dropout")
+        layers = _checked_layers(
+            self.cross_attention_layers, self.num_layers, f"{where}.cross_attention_layers"
+        )
+        object.__setattr__(self, "cross_attention_layers", layers)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model, with or without retrieval. Raises ConfigError for impossible combinations."""
+
+    #: Size of the vocabulary; None = taken from the tokenizer (a model cannot be built before it is known).
+    vocab_size: int | None = None
+    width: int = 256
+    num_layers: int = 8
+    num_heads: int = 4
+    #: Width of one attention head; None = width / num_heads.
+    head_width: int | None = None
+    #: Key-value heads of decoder self-attention and chunked cross-attention; None = num_heads (no grouping).
+    num_kv_heads: int | None = None
+    #: Hidden width of the feed-forward block; None = 4 * width (gelu), 8/3 * width rounded up to 64 (swiglu).
+    ffn_width: int | None = None
+    ffn: Literal["gelu", "swiglu"] = "swiglu"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    #: Biases in the linear layers and in layernorm (rmsnorm and the vocabulary projection never have one).
+    bias: bool = False
+    rotary_base: float = 10000.0
+    #: Share of each head's width that is rotated, from the first dimension on (rounded down to an even number).
+    rotary_fraction: float = 1.0
+    #: RMS-normalise queries and keys per head, with a learned scale, before they are rotated.
+    qk_norm: bool = False
+    #: Mix each key with its predecessor (Olsson et al. 2022, "In-context Learning and Induction Heads").
+    smear_keys: bool = False
+    tie_embeddings: bool = True
+    #: Dropout in the decoder (after the embedding and every block, and on attention weights).
+    dropout: float = 0.0
+    #: Tokens per chunk, M.
+    chunk_length: int = 64
+    #: 1-based decoder layers with chunked cross-attention; empty = plain GPT.
+    cross_attention_layers: tuple[int, ...] = ()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        where = "model"
+        _require_positive(
+            self,
+            where,
+            ("vocab_size", "width", "num_layers", "num_heads", "head_width", "num_kv_heads", "ffn_width", "chunk_length"),
+        )
+        for name, known in (("ffn", ("gelu", "swiglu")), ("norm", ("rmsnorm", "layernorm"))):
+            value = getattr(self, name)
+            _require(value in known, f"{where}.{name}", f"expected one of {', '.join(known)}, found {value!r}")
+        _require_rate(self.dropout, f"{where}.dropout")
+        _require(self.norm_eps > 0, f"{where}.norm_eps", f"expected a number > 0, found {self.norm_eps}")
+        _require(self.init_std > 0, f"{where}.init_std", f"expected a number > 0, found {self.init_std}")
+        _require(self.rotary_base > 1, f"{where}.rotary_base", f"expected a number > 1, found {self.rotary_base}")
+        layers = _checked_layers(
+            self.cross_attention_layers, self.num_layers, f"{where}.cross_attention_layers"
+        )
+        object.__setattr__(self, "cross_attention_layers", layers)
+        if self.head_width is None:
+            _require(
+                self.width % self.num_heads == 0,
+                f"{where}.num_heads",
+                f"{self.num_heads} does not divide width {self.width}; choose another or set head_width",
+            )
+        _require(
+            self.num_heads % self.kv_heads == 0,
+            f"{where}.num_kv_heads",
+            f"{self.kv_heads} does not divide num_heads {self.num_heads}",
+        )
+        _require(
+            0.0 < self.rotary_fraction <= 1.0,
+            f"{where}.rotary_fraction",
+            f"expected a share in (0, 1], found {self.rotary_fraction}",
+        )
+        _require(
+            self.rotary_width >= 2,
+            f"{where}.rotary_fraction",
+            f"{self.rotary_fraction} of head width {self.head_size} rotates nothing; expected at least 2 dimensions",
+        )
+        if self.is_retro:
+            self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        width, encoder = self.encoder_width, self.encoder
+        if encoder.num_heads is None:
+            fits = width == self.width or width % self.head_size == 0
+            _require(
+                fits,
+                "model.encoder.width",
+                f"{width} is not a multiple of the head width {self.head_size}; set encoder.num_heads",
+            )
+        else:
+            _require(
+                width % encoder.num_heads == 0,
+                "model.encoder.num_heads",
+                f"{encoder.num_heads} does not divide the encoder's width {width}",
+            )
+        _require(
+            self.rotated_width(self.encoder_head_size) >= 2,
+            "model.encoder.num_heads",
+            f"head width {self.encoder_head_size} leaves no dimension to rotate",
+        )
+
+    @property
+    def is_retro(self) -> bool:
+        """Whether the model has retrieval parameters at all."""
+        return bool(self.cross_attention_layers)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one decoder head, E."""
+        return self.head_width if self.head_width is not None else self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads of the decoder."""
+        return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
+
+    def rotated_width(self, head_size: int) -> int:
+        """How many leading dimensions of a head of `head_size` are rotated."""
+        return int(head_size * self.rotary_fraction) // 2 * 2
+
+    @property
+    def rotary_width(self) -> int:
+        """Rotated dimensions of a decoder head."""
+        return self.rotated_width(self.head_size)
+
+    def default_ffn_width(self, width: int) -> int:
+        """The rule of `ffn_width: None`, for a given model width."""
+        return 4 * width if self.ffn == "gelu" else 64 * math.ceil(8 * width / 3 / 64)
+
+    @property
+    def ffn_size(self) -> int:
+        """Hidden width of the decoder's feed-forward block."""
+        return self.ffn_width if self.ffn_width is not None else self.default_ffn_width(self.width)
+
+    @property
+    def encoder_width(self) -> int:
+        return self.encoder.width if self.encoder.width is not None else self.width
+
+    @property
+    def encoder_heads(self) -> int:
+        if self.encoder.num_heads is not None:
+            return self.encoder.num_heads
+        return self.num_heads if self.encoder_width == self.width else self.encoder_width // self.head_size
+
+    @property
+    def encoder_head_size(self) -> int:
+        if self.encoder.num_heads is not None:
+            return self.encoder_width // self.encoder.num_heads
+        return self.head_size
+
+    @property
+    def encoder_ffn_size(self) -> int:
+        if self.encoder.ffn_width is not None:
+            return self.encoder.ffn_width
+        return self.ffn_size if self.encoder_width == self.width else self.default_ffn_width(self.encoder_width)

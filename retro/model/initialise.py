@@ -1,0 +1,41 @@
+"""Initial weights: each parameter from a random stream of its own, named by the parameter.
+
+A GPT and a RETRO made from one seed therefore start from the same decoder, and adding or moving a RETRO layer changes no
+other layer's start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from retro.config.model import ModelConfig
+
+
+def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Set every parameter of `model` in place.
+
+    Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are scaled
+    by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear weights 0.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        with torch.no_grad():
+            _initialise_one(name, parameter, config, seed)
+
+
+def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
+    if parameter.ndim < 2:
+        parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        return
+    std = config.init_std
+    if name.endswith((".out.weight", ".down.weight")):
+        layers = config.encoder.num_layers if name.startswith("encoder.") else config.num_layers
+        std /= (2 * layers) ** 0.5
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    # Drawn on the CPU in float32 whatever the model's device and dtype: the start does not depend on them.
+    parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))

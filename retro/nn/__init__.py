@@ -1,0 +1,1 @@
+"""Layers: pure torch modules without a notion of corpora, files or training."""

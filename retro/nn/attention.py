@@ -1,0 +1,181 @@
+"""Multi-head attention on scaled_dot_product_attention: of a sequence to itself, and of neighbor tokens to a chunk.
+
+Heads are kept as [..., T, heads, E] ("token major") until the attention product, so that projections are plain matrix
+products and one rotation serves queries and keys together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retro.nn.linear import Linear
+from retro.nn.norm import RMSNorm
+from retro.nn.rotary import RotaryTable, rotate
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What all attention layers of a stack share."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    bias: bool
+    qk_norm: bool
+    smear_keys: bool
+    norm_eps: float
+    dropout: float
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k / sqrt(E)) v, one softmax over all keys.
+
+    queries [S, T, H, E]; keys, values [S, T', Hkv, E] with Hkv dividing H (each serves H / Hkv query heads in a row);
+    mask bool, broadcastable to [S, H, T, T'], True = may be attended; no query may have all its keys masked.
+    Returns [S, T, H * E].
+    """
+    out = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        dropout_p=dropout,
+        enable_gqa=queries.shape[2] != keys.shape[2],
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+class KeySmear(nn.Module):
+    """k_j <- s k_j + (1 - s) k_(j-1) with a learned s = sigmoid(weight) per key-value head; the first key stays as it is.
+
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", smeared key architecture. It puts the previous
+    token into each key, which otherwise takes a layer of its own to learn.
+    """
+
+    def __init__(self, num_kv_heads: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_kv_heads))
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """keys: [S, T, Hkv, E] -> the same shape; rows of S are sequences of their own."""
+        share = torch.sigmoid(self.weight).to(keys.dtype).unsqueeze(-1)
+        previous = torch.cat((keys[:, :1], keys[:, :-1]), dim=1)
+        return torch.lerp(previous, keys, share)
+
+
+class HeadPreparation(nn.Module):
+    """The steps between projection and rotation: per-head normalisation, then (keys only) smearing."""
+
+    def __init__(self, shape: AttentionShape):
+        super().__init__()
+        self.query_norm = RMSNorm(shape.head_width, shape.norm_eps) if shape.qk_norm else None
+        self.key_norm = RMSNorm(shape.head_width, shape.norm_eps) if shape.qk_norm else None
+        self.smear = KeySmear(shape.num_kv_heads) if shape.smear_keys else None
+
+    @property
+    def is_identity(self) -> bool:
+        return self.query_norm is None and self.smear is None
+
+    def queries(self, queries: Tensor) -> Tensor:
+        """[S, T, H, E] -> [S, T, H, E]."""
+        return queries if self.query_norm is None else self.query_norm(queries).to(queries.dtype)
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """[S, T, Hkv, E] -> [S, T, Hkv, E]."""
+        if self.key_norm is not None:
+            keys = self.key_norm(keys).to(keys.dtype)
+        return keys if self.smear is None else self.smear(keys)
+
+
+class SelfAttention(nn.Module):
+    """Attention of each sequence to itself, causal (decoder) or bidirectional (encoder). The input is already normed."""
+
+    def __init__(self, width: int, shape: AttentionShape, causal: bool):
+        super().__init__()
+        self.shape = shape
+        self.causal = causal
+        heads = shape.num_heads + 2 * shape.num_kv_heads
+        self.query_key_value = Linear(width, heads * shape.head_width, bias=shape.bias)
+        self.preparation = HeadPreparation(shape)
+        self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
+
+    def forward(self, x: Tensor, rotary: RotaryTable, mask: Tensor | None = None) -> Tensor:
+        """x [S, T, D]; rotary: positions of the T tokens; mask bool [S, T], True = a token that may be attended
+        (bidirectional attention only, at least one per row). Returns [S, T, D]."""
+        shape = self.shape
+        heads = self.query_key_value(x).unflatten(-1, (-1, shape.head_width))
+        split = shape.num_heads + shape.num_kv_heads
+        values = heads[:, :, split:]
+        if self.preparation.is_identity:
+            query_key = heads[:, :, :split]
+        else:
+            query_key = torch.cat(
+                (
+                    self.preparation.queries(heads[:, :, : shape.num_heads]),
+                    self.preparation.keys(heads[:, :, shape.num_heads : split]),
+                ),
+                dim=2,
+            )
+        query_key = rotate(query_key, rotary)
+        mixed = attend(
+            query_key[:, :, : shape.num_heads],
+            query_key[:, :, shape.num_heads :],
+            values,
+            mask=None if mask is None else mask[:, None, None, :],
+            causal=self.causal,
+            dropout=shape.dropout if self.training else 0.0,
+        )
+        return self.out(mixed)
+
+
+class CrossAttention(nn.Module):
+    """Attention of `queries_of` tokens to the tokens of another sequence. Both inputs are already normed.
+
+    Keys and values are made by `project_keys` and used by `forward`, so that one projection can serve many queries.
+    """
+
+    def __init__(self, width: int, key_width: int, shape: AttentionShape):
+        super().__init__()
+        self.shape = shape
+        self.query = Linear(width, shape.num_heads * shape.head_width, bias=shape.bias)
+        self.key_value = Linear(key_width, 2 * shape.num_kv_heads * shape.head_width, bias=shape.bias)
+        self.preparation = HeadPreparation(shape)
+        self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
+
+    def project_keys(self, source: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+        """source [S, T', key_width]; rotary: positions of the T' tokens. Returns rotated keys and values [S, T', Hkv, E]."""
+        shape = self.shape
+        heads = self.key_value(source).unflatten(-1, (-1, shape.head_width))
+        keys, values = heads[:, :, : shape.num_kv_heads], heads[:, :, shape.num_kv_heads :]
+        return rotate(self.preparation.keys(keys), rotary), values
+
+    def project_queries(self, x: Tensor, rotary: RotaryTable) -> Tensor:
+        """x [S, T, width] -> rotated queries [S, T, H, E]."""
+        queries = self.query(x).unflatten(-1, (-1, self.shape.head_width))
+        return rotate(self.preparation.queries(queries), rotary)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """queries [S, T, H, E], keys and values [S, T', Hkv, E], mask bool [S, T'] (at least one True per row).
+
+        Returns [S, T, width]."""
+        mixed = attend(
+            queries,
+            keys,
+            values,
+            mask=None if mask is None else mask[:, None, None, :],
+            dropout=self.shape.dropout if self.training else 0.0,
+        )
+        return self.out(mixed)
