@@ -12,33 +12,33 @@ from typing import Literal
 from retro.config.errors import ConfigError
 
 
-def _require(condition: bool, where: str, message: str) -> None:
+def _require(condition: bool, name: str, message: str) -> None:
     if not condition:
-        raise ConfigError(f"{where}: {message}")
+        raise ConfigError(f"{name}: {message}")
 
 
-def _require_positive(config: object, where: str, names: tuple[str, ...]) -> None:
+def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None:
-            _require(value >= 1, f"{where}.{name}", f"expected a whole number >= 1, found {value}")
+            _require(value >= 1, name, f"expected a whole number >= 1, found {value}")
 
 
-def _require_rate(value: float, where: str) -> None:
-    _require(0.0 <= value < 1.0, where, f"expected a probability in [0, 1), found {value}")
+def _require_rate(value: float, name: str) -> None:
+    _require(0.0 <= value < 1.0, name, f"expected a probability in [0, 1), found {value}")
 
 
-def _checked_layers(layers: tuple[int, ...], num_layers: int, where: str) -> tuple[int, ...]:
+def _checked_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     """Layer numbers as a tuple; they must be ascending, distinct and within 1..num_layers."""
-    layers = tuple(layers)
+    layers, name = tuple(layers), "cross_attention_layers"
     for layer in layers:
         _require(
             1 <= layer <= num_layers,
-            where,
+            name,
             f"layer {layer} does not exist, expected 1-based numbers within 1..{num_layers}",
         )
     _require(
-        list(layers) == sorted(set(layers)), where, f"expected ascending distinct numbers, found {list(layers)}"
+        list(layers) == sorted(set(layers)), name, f"expected ascending distinct numbers, found {list(layers)}"
     )
     return layers
 
@@ -63,12 +63,9 @@ class EncoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "model.encoder"
-        _require_positive(self, where, ("num_layers", "width", "num_heads", "ffn_width"))
-        _require_rate(self.dropout, f"{where}.dropout")
-        layers = _checked_layers(
-            self.cross_attention_layers, self.num_layers, f"{where}.cross_attention_layers"
-        )
+        _require_positive(self, "num_layers", "width", "num_heads", "ffn_width")
+        _require_rate(self.dropout, "dropout")
+        layers = _checked_layers(self.cross_attention_layers, self.num_layers)
         object.__setattr__(self, "cross_attention_layers", layers)
 
 
@@ -110,42 +107,36 @@ class ModelConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        where = "model"
-        _require_positive(
-            self,
-            where,
-            ("vocab_size", "width", "num_layers", "num_heads", "head_width", "num_kv_heads", "ffn_width", "chunk_length"),
-        )
+        _require_positive(self, "vocab_size", "width", "num_layers", "num_heads", "head_width", "num_kv_heads")
+        _require_positive(self, "ffn_width", "chunk_length")
         for name, known in (("ffn", ("gelu", "swiglu")), ("norm", ("rmsnorm", "layernorm"))):
             value = getattr(self, name)
-            _require(value in known, f"{where}.{name}", f"expected one of {', '.join(known)}, found {value!r}")
-        _require_rate(self.dropout, f"{where}.dropout")
-        _require(self.norm_eps > 0, f"{where}.norm_eps", f"expected a number > 0, found {self.norm_eps}")
-        _require(self.init_std > 0, f"{where}.init_std", f"expected a number > 0, found {self.init_std}")
-        _require(self.rotary_base > 1, f"{where}.rotary_base", f"expected a number > 1, found {self.rotary_base}")
-        layers = _checked_layers(
-            self.cross_attention_layers, self.num_layers, f"{where}.cross_attention_layers"
-        )
+            _require(value in known, name, f"expected one of {', '.join(known)}, found {value!r}")
+        _require_rate(self.dropout, "dropout")
+        _require(self.norm_eps > 0, "norm_eps", f"expected a number > 0, found {self.norm_eps}")
+        _require(self.init_std > 0, "init_std", f"expected a number > 0, found {self.init_std}")
+        _require(self.rotary_base > 1, "rotary_base", f"expected a number > 1, found {self.rotary_base}")
+        layers = _checked_layers(self.cross_attention_layers, self.num_layers)
         object.__setattr__(self, "cross_attention_layers", layers)
         if self.head_width is None:
             _require(
                 self.width % self.num_heads == 0,
-                f"{where}.num_heads",
+                "num_heads",
                 f"{self.num_heads} does not divide width {self.width}; choose another or set head_width",
             )
         _require(
             self.num_heads % self.kv_heads == 0,
-            f"{where}.num_kv_heads",
+            "num_kv_heads",
             f"{self.kv_heads} does not divide num_heads {self.num_heads}",
         )
         _require(
             0.0 < self.rotary_fraction <= 1.0,
-            f"{where}.rotary_fraction",
+            "rotary_fraction",
             f"expected a share in (0, 1], found {self.rotary_fraction}",
         )
         _require(
             self.rotary_width >= 2,
-            f"{where}.rotary_fraction",
+            "rotary_fraction",
             f"{self.rotary_fraction} of head width {self.head_size} rotates nothing; expected at least 2 dimensions",
         )
         if self.is_retro:
@@ -157,18 +148,18 @@ class ModelConfig:
             fits = width == self.width or width % self.head_size == 0
             _require(
                 fits,
-                "model.encoder.width",
+                "encoder.width",
                 f"{width} is not a multiple of the head width {self.head_size}; set encoder.num_heads",
             )
         else:
             _require(
                 width % encoder.num_heads == 0,
-                "model.encoder.num_heads",
+                "encoder.num_heads",
                 f"{encoder.num_heads} does not divide the encoder's width {width}",
             )
         _require(
             self.rotated_width(self.encoder_head_size) >= 2,
-            "model.encoder.num_heads",
+            "encoder.num_heads",
             f"head width {self.encoder_head_size} leaves no dimension to rotate",
         )
 

@@ -20,10 +20,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are scaled
     by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear weights 0.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            continue
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
             _initialise_one(name, parameter, config, seed)
 
 
@@ -38,4 +36,5 @@ def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     # Drawn on the CPU in float32 whatever the model's device and dtype: the start does not depend on them.
-    parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+    drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+    parameter.copy_(drawn)

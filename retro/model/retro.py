@@ -52,7 +52,6 @@ class RetroModel(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("model.vocab_size: not set; a model is built with the size of its tokenizer's vocabulary")
-        seed = int(torch.randint(2**62, ()))
         self.config = config
         self.gate = 1.0
         self.embedding = Embedding(config.vocab_size, config.width)
@@ -64,7 +63,8 @@ class RetroModel(nn.Module):
         self.norm = build_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
         self.encoder = Encoder(config) if config.is_retro else None
-        initialise(self, config, seed)
+        if not self.embedding.weight.is_meta:
+            initialise(self, config, seed=int(torch.randint(2**62, (), device="cpu")))
 
     @property
     def output_weight(self) -> Tensor:

@@ -1,0 +1,110 @@
+"""Models on disk: `model.safetensors` (weights) and `config.json` (configuration). Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from retro.artifacts.atomic import atomic_path, write_json_atomic
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ArtifactMissingError, ConfigError
+from retro.config.loader import from_dict, to_dict
+from retro.config.model import ModelConfig
+from retro.model.retro import RetroModel
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+def save_model(folder: str | Path, model: RetroModel, extra: Mapping[str, Any] | None = None) -> None:
+    """Write `model.safetensors` and `config.json` ({"model": configuration, **extra}) into `folder`, each atomically.
+
+    extra: further JSON-able entries (the fingerprint of the tokenizer, say). The folder is made if need be.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if extra and "model" in extra:
+        raise ValueError("extra: the entry 'model' is taken by the model's configuration")
+    save_weights(folder / WEIGHTS_NAME, model)
+    write_json_atomic(folder / CONFIG_NAME, {"model": to_dict(model.config), **(extra or {})})
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RetroModel:
+    """The model that `save_model` wrote, in evaluation mode, on `device`.
+
+    Raises ArtifactMissingError, ArtifactCorruptError (not readable) or ArtifactMismatchError (weights of another model).
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    with torch.device("meta"):
+        model = RetroModel(config)
+    model.to_empty(device=device)
+    load_weights(folder / WEIGHTS_NAME, model)
+    return model.eval()
+
+
+def read_model_config(folder: str | Path) -> ModelConfig:
+    """The configuration stored in `folder/config.json`; errors as in `load_model`."""
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        raise ArtifactMissingError(f"{path}: not found; expected a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtifactCorruptError(f"{path}: not readable as JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(stored, dict) or "model" not in stored:
+        raise ArtifactCorruptError(f"{path}: has no entry 'model' with a model configuration")
+    try:
+        return from_dict(ModelConfig, stored["model"], source=str(path))
+    except ConfigError as error:
+        raise ArtifactCorruptError(f"{error} (the stored configuration was altered or made by another version)") from None
+
+
+def save_weights(path: str | Path, model: nn.Module) -> None:
+    """Write all parameters and buffers to one safetensors file, whole or not at all."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Fill `model` from a file of `save_weights`; keys and shapes must be exactly the model's. Dtypes are converted.
+
+    Raises ArtifactMissingError, ArtifactCorruptError or ArtifactMismatchError, each one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactMissingError(f"{path}: weights not found")
+    try:
+        stored = load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+    problem = _difference(stored, model.state_dict())
+    if problem:
+        raise ArtifactMismatchError(f"{path}: weights of another model: {problem}")
+    model.load_state_dict(stored, strict=True)
+
+
+def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What differs in names and shapes, in one line; empty if nothing does."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    parts = []
+    for label, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {label} ({shown})")
+    shapes = [n for n in sorted(expected.keys() & found.keys()) if expected[n].shape != found[n].shape]
+    if shapes:
+        name = shapes[0]
+        parts.append(
+            f"{len(shapes)} of another shape ({name}: expected {list(expected[name].shape)}, "
+            f"found {list(found[name].shape)})"
+        )
+    return "; ".join(parts)
