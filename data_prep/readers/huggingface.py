@@ -1,0 +1,141 @@
+"""Reader of anything the `datasets` library opens, streamed: a local folder, a saved data set, or a name on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_prep.readers.base import CORRUPT_FILE, EMPTY_FILE, RawRecord, Reader, Reject, record_fields
+from data_prep.readers.files import FileHasher, corpus_identity, find_files
+from retro.config.errors import ArtifactError, ArtifactMissingError, RetroError
+from retro.config.prep import HuggingFaceConfig
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
+_SHARD_ROWS, _MOST_SHARDS = 20_000, 256
+
+
+class HuggingFaceReader(Reader):
+    """One record per row. A piece is one of the data set's own shards; `line` is the row's number in it, from 1."""
+
+    def __init__(
+        self, config: HuggingFaceConfig, split_field: str | None = None, hasher: FileHasher | None = None
+    ) -> None:
+        self.config = config
+        self.split_field = split_field
+        self.hasher = hasher or FileHasher()
+
+    @property
+    def local(self) -> bool:
+        """Whether the data set is a folder on this machine."""
+        return Path(self.config.path).is_dir()
+
+    @cached_property
+    def revision(self) -> str | None:
+        """Commit of a data set on the hub; None for a local folder. Asks the hub unless a full commit is configured.
+
+        Raises ArtifactMissingError where the hub does not know the name or cannot be reached.
+        """
+        if self.local:
+            return None
+        if self.config.revision is not None and _COMMIT.match(self.config.revision):
+            return self.config.revision
+        from huggingface_hub import HfApi
+
+        try:
+            commit = HfApi().dataset_info(self.config.path, revision=self.config.revision).sha
+        except Exception as error:  # the hub client raises many kinds, network libraries more
+            raise ArtifactMissingError(
+                f"huggingface.path {self.config.path!r}: neither a local folder nor found on the hub "
+                f"({_one_line(error)}); correct the path, or give a commit as revision to work from the local cache"
+            ) from None
+        if not commit:
+            raise ArtifactError(f"huggingface.path {self.config.path!r}: the hub names no commit; give a revision")
+        return str(commit)
+
+    def identity(self) -> dict[str, Any]:
+        config = self.config
+        chosen: dict[str, Any] = {"name": config.name, "split": config.split}
+        if self.local:
+            files = self.hasher.describe(find_files(config.path, ("**/*",)), 1 << 62)
+            return {**corpus_identity(files), **chosen}
+        return {"hub": config.path, "revision": self.revision, **chosen}
+
+    def num_files(self) -> int:
+        return max(1, int(self._dataset().num_shards))
+
+    def pieces(self) -> list[dict[str, Any]]:
+        """One piece per shard. Raises ArtifactError if a named column is not in the data set."""
+        dataset = self._dataset()
+        config = self.config
+        columns = dataset.column_names
+        wanted = (config.text_field, config.id_field, config.title_field, config.group_field, self.split_field)
+        for name in wanted:
+            if name is not None and columns is not None and name not in columns:
+                raise ArtifactError(
+                    f"{config.path}: column {name!r} not found; the data set has {', '.join(sorted(columns))}; "
+                    "correct the field names in the configuration"
+                )
+        count = self.num_files()
+        return [{"shard": shard, "of": count} for shard in range(count)]
+
+    def read(self, piece: dict[str, Any]) -> Iterator[RawRecord | Reject]:
+        config = self.config
+        source = f"{config.split}/{piece['shard']:05d}"
+        dataset = self._dataset()
+        if piece["of"] > 1:
+            dataset = dataset.shard(num_shards=piece["of"], index=piece["shard"])
+        row = 0
+        rows = iter(dataset)
+        while True:
+            try:
+                record = next(rows, None)
+            except RetroError:
+                raise
+            except Exception:  # every format behind `datasets` has its own errors; the rest of the shard is lost
+                yield Reject(source, row + 1, CORRUPT_FILE)
+                return
+            if record is None:
+                break
+            row += 1
+            fields = record_fields(
+                record,
+                config.text_field,
+                config.id_field,
+                config.title_field,
+                config.group_field,
+                self.split_field,
+                f"{source}:{row}",
+            )
+            yield RawRecord(source, row, fields)
+        if row == 0:
+            yield Reject(source, 0, EMPTY_FILE)
+
+    def _dataset(self) -> Any:
+        """The streamed split. Raises ArtifactError with the library's own words where it cannot be opened."""
+        import datasets
+
+        config = self.config
+        try:
+            if self.local and any((Path(config.path) / name).is_file() for name in _SAVED):
+                saved = datasets.load_from_disk(config.path)
+                if isinstance(saved, datasets.DatasetDict):
+                    saved = saved[config.split]
+                # A fixed rule, because ids contain the shard.
+                return saved.to_iterable_dataset(num_shards=min(_MOST_SHARDS, 1 + len(saved) // _SHARD_ROWS))
+            return datasets.load_dataset(
+                config.path, config.name, split=config.split, revision=self.revision, streaming=True
+            )
+        except Exception as error:
+            raise ArtifactError(
+                f"huggingface.path {config.path!r} (name {config.name!r}, split {config.split!r}): "
+                f"cannot be opened: {_one_line(error)}"
+            ) from None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

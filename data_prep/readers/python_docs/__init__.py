@@ -1,0 +1,1 @@
+"""Reader of the API documentation of installed Python packages."""

@@ -1,0 +1,1 @@
+"""Documents, tokens, chunks, neighbor tables, and the data set that training reads."""

@@ -1,0 +1,139 @@
+"""A document: one text with a stable id and provenance, and the files of an artifact of kind "documents".
+
+On disk: `documents-00000.jsonl.zst`, one JSON object per line with the fields of Document in their order. Shard order
+and line order are part of the artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from retro.artifacts.manifest import open_manifest
+from retro.config.errors import ArtifactCorruptError
+
+Split = Literal["train", "valid", "test", "database_only"]
+SPLITS: tuple[str, ...] = get_args(Split)
+DOCUMENTS_KIND = "documents"
+DOCUMENTS_PATTERN = "documents-*.jsonl.zst"
+
+# zstandard's bytes depend on the level, and identical bytes are part of a stage's contract: one level for all.
+_ZSTD_LEVEL = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """One text.
+
+    id: stable name, unique in a corpus; it survives reordering of the input files. title: for people, may be empty.
+    source: where it was read, `relative/path:line`. group: what a split by group keeps together, may be empty.
+    split: one of SPLITS; `database_only` documents may be retrieved and are never trained on or scored.
+    """
+
+    id: str
+    text: str
+    title: str
+    source: str
+    group: str
+    split: str
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Document))
+
+
+def document_key(document_id: str) -> int:
+    """Identity of a document across stores: the first 8 bytes (little endian) of blake2b over its id, as uint64."""
+    return int.from_bytes(hashlib.blake2b(document_id.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def document_files(folder: str | Path) -> list[Path]:
+    """Files of a finished documents artifact, in order. Raises ArtifactError where the folder is not one."""
+    manifest = open_manifest(folder, DOCUMENTS_KIND)
+    names = (entry["name"] for entry in manifest.all_files())
+    return [Path(folder) / name for name in sorted(names) if Path(name).match(DOCUMENTS_PATTERN)]
+
+
+def iter_documents(folder: str | Path) -> Iterator[Document]:
+    """All documents of a finished artifact, in the order of the artifact."""
+    for path in document_files(folder):
+        yield from read_documents(path)
+
+
+def read_documents(path: str | Path) -> Iterator[Document]:
+    """Documents of one file, streamed. Raises ArtifactCorruptError for anything that `DocumentWriter` did not write."""
+    for number, line in enumerate(read_document_lines(path), start=1):
+        yield parse_document(line, f"{path}:{number}")
+
+
+def read_document_lines(path: str | Path) -> Iterator[bytes]:
+    """Raw lines of one file, without their line ends: for programs that copy documents without looking at them."""
+    import zstandard
+
+    try:
+        with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
+            for line in io.BufferedReader(reader, 1 << 20):  # type: ignore[arg-type]
+                if not line.endswith(b"\n"):
+                    raise ArtifactCorruptError(f"{path}: ends in the middle of a line; restore it or make it again")
+                yield line[:-1]
+    except (zstandard.ZstdError, EOFError) as error:
+        raise ArtifactCorruptError(f"{path}: not a readable zstd file ({error}); restore it or make it again") from None
+
+
+def parse_document(line: bytes, where: str) -> Document:
+    """The document of one line. `where` names the line in the ArtifactCorruptError raised for a bad one."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        if tuple(record) != _FIELDS or not all(isinstance(value, str) for value in record.values()):
+            raise ValueError(f"expected the text fields {', '.join(_FIELDS)}")
+        if record["split"] not in SPLITS:
+            raise ValueError(f"split {record['split']!r} is none of {', '.join(SPLITS)}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactCorruptError(f"{where}: not a document ({error}); restore it or make it again") from None
+    return Document(**record)
+
+
+class DocumentWriter:
+    """Writes one documents file; the same documents give the same bytes. Use as a context manager.
+
+    `count` and `text_bytes` (UTF-8, text field only) tell what was written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        import zstandard
+
+        self.count = self.text_bytes = 0
+        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        # closefd=False: the compressor's close flushes the frame, the file is ours to close.
+        self._stream = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).stream_writer(
+            self._file, closefd=False
+        )
+
+    def write(self, document: Document) -> None:
+        """Append one document."""
+        self.count += 1
+        self.text_bytes += len(document.text.encode("utf-8"))
+        self.write_line(document_line(document))
+
+    def write_line(self, line: bytes) -> None:
+        """Append a line that `read_document_lines` gave, unseen (it is not counted)."""
+        self._stream.write(line + b"\n")
+
+    def __enter__(self) -> DocumentWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self._file.close()
+
+
+def document_line(document: Document) -> bytes:
+    """The document as one line of JSON, without the line end."""
+    record = {name: getattr(document, name) for name in _FIELDS}
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
