@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from retro.nn.linear import Linear
 from retro.nn.norm import RMSNorm
 from retro.nn.rotary import RotaryTable, rotate
+from retro.nn.short_attention import is_short_attention, short_attention
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def attend(
     mask bool, broadcastable to [S, H, T, T'], True = may be attended; no query may have all its keys masked.
     Returns [S, T, H * E].
     """
+    if is_short_attention(queries, keys):
+        return short_attention(queries, keys, values, mask=mask, causal=causal, dropout=dropout)
     out = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
@@ -91,12 +94,12 @@ class HeadPreparation(nn.Module):
 
     def queries(self, queries: Tensor) -> Tensor:
         """[S, T, H, E] -> [S, T, H, E]."""
-        return queries if self.query_norm is None else self.query_norm(queries).to(queries.dtype)
+        return queries if self.query_norm is None else self.query_norm(queries)
 
     def keys(self, keys: Tensor) -> Tensor:
         """[S, T, Hkv, E] -> [S, T, Hkv, E]."""
         if self.key_norm is not None:
-            keys = self.key_norm(keys).to(keys.dtype)
+            keys = self.key_norm(keys)
         return keys if self.smear is None else self.smear(keys)
 
 
@@ -116,23 +119,16 @@ class SelfAttention(nn.Module):
         """x [S, T, D]; rotary: positions of the T tokens; mask bool [S, T], True = a token that may be attended
         (bidirectional attention only, at least one per row). Returns [S, T, D]."""
         shape = self.shape
+        both = [shape.num_heads, shape.num_kv_heads]
         heads = self.query_key_value(x).unflatten(-1, (-1, shape.head_width))
-        split = shape.num_heads + shape.num_kv_heads
-        values = heads[:, :, split:]
-        if self.preparation.is_identity:
-            query_key = heads[:, :, :split]
-        else:
-            query_key = torch.cat(
-                (
-                    self.preparation.queries(heads[:, :, : shape.num_heads]),
-                    self.preparation.keys(heads[:, :, shape.num_heads : split]),
-                ),
-                dim=2,
-            )
-        query_key = rotate(query_key, rotary)
+        query_key, values = heads.split((sum(both), shape.num_kv_heads), dim=2)
+        if not self.preparation.is_identity:
+            queries, keys = query_key.split(both, dim=2)
+            query_key = torch.cat((self.preparation.queries(queries), self.preparation.keys(keys)), dim=2)
+        queries, keys = rotate(query_key, rotary).split(both, dim=2)
         mixed = attend(
-            query_key[:, :, : shape.num_heads],
-            query_key[:, :, shape.num_heads :],
+            queries,
+            keys,
             values,
             mask=None if mask is None else mask[:, None, None, :],
             causal=self.causal,
@@ -158,8 +154,7 @@ class CrossAttention(nn.Module):
     def project_keys(self, source: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
         """source [S, T', key_width]; rotary: positions of the T' tokens. Returns rotated keys and values [S, T', Hkv, E]."""
         shape = self.shape
-        heads = self.key_value(source).unflatten(-1, (-1, shape.head_width))
-        keys, values = heads[:, :, : shape.num_kv_heads], heads[:, :, shape.num_kv_heads :]
+        keys, values = self.key_value(source).unflatten(-1, (-1, shape.head_width)).chunk(2, dim=2)
         return rotate(self.preparation.keys(keys), rotary), values
 
     def project_queries(self, x: Tensor, rotary: RotaryTable) -> Tensor:

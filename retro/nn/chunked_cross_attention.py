@@ -58,8 +58,8 @@ def add_query_blocks(x: Tensor, blocks: Tensor, first_chunk_length: int) -> Tens
     """x [B, N, D] plus `blocks` [B * num_chunks, M, D] at the positions they were cut from; others keep their bits."""
     start = first_chunk_length - 1
     added = blocks.reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1] - start]
-    stop = start + added.shape[1]
-    return torch.cat((x[:, :start], x[:, start:stop] + added, x[:, stop:]), dim=1)
+    before, served, after = x.split((start, added.shape[1], x.shape[1] - start - added.shape[1]), dim=1)
+    return torch.cat((before, served + added, after), dim=1)
 
 
 class ChunkedCrossAttention(nn.Module):

@@ -40,8 +40,8 @@ def rotary_table(length: int, width: int, base: float, device: torch.device, dty
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotate the first w dimensions of every head. x: [..., T, heads, E] -> the same shape and dtype."""
     width = table.cos.shape[-1]
-    rotated = x if width == x.shape[-1] else x[..., :width]
-    swapped = rotated.roll(width // 2, dims=-1)
+    if width < x.shape[-1]:
+        rotated, rest = x.split((width, x.shape[-1] - width), dim=-1)
+        return torch.cat((rotate(rotated, table), rest), dim=-1)
     cos, sin = table.cos.to(x.dtype), table.sin.to(x.dtype)
-    rotated = torch.addcmul(rotated * cos, swapped, sin)
-    return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
+    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
