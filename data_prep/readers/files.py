@@ -50,11 +50,11 @@ def find_files(folder: str | Path, patterns: Iterable[str]) -> list[tuple[str, P
                 found[relative.as_posix()] = path
     if not found:
         raise ArtifactMissingError(f"{folder}: no file matches {', '.join(patterns)}; correct folder or files")
-    for relative in found:
+    for name in found:
         try:
-            relative.encode("utf-8")
+            name.encode("utf-8")
         except UnicodeEncodeError:
-            raise ArtifactError(f"{folder}: file name {relative!r} is not valid UTF-8; rename the file") from None
+            raise ArtifactError(f"{folder}: file name {name!r} is not valid UTF-8; rename the file") from None
     return sorted(found.items())
 
 

@@ -167,6 +167,12 @@ class _Lenient(string.Formatter):
     def get_value(self, key: Any, args: Any, kwargs: Any) -> Any:
         return kwargs.get(key, "")
 
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except (AttributeError, TypeError, IndexError, KeyError):
+            return "", field_name
+
 
 def parse_argument_descriptions(text: Any) -> dict[str, str]:
     """Mapping from argument name to its description, of entries indented by exactly four blanks (torch's files)."""
