@@ -20,8 +20,6 @@ from retro.data.document import (
     DOCUMENTS_KIND,
     DocumentWriter,
     document_files,
-    parse_document,
-    read_document_lines,
     read_documents,
 )
 
@@ -50,7 +48,7 @@ class DeduplicateStage(Stage):
     the result depends neither on the order of the input nor on the number of workers.
 
     Per shard: `signatures-00000.npy` uint32 [documents, permutations] and `index-00000.jsonl`. At the end:
-    `documents-00000.jsonl.zst` (survivors, input order) and `duplicates-00000.jsonl` ({"dropped", "kept", "kind",
+    `documents-00000-*.jsonl.zst` (survivors, input order) and `duplicates-00000.jsonl` ({"dropped", "kept", "kind",
     "similarity", "dropped_split", "kept_split"}).
     Memory of the closing step: one signature (4 bytes x permutations) and its table entries per document.
     """
@@ -157,12 +155,12 @@ class DeduplicateStage(Stage):
         """Write the survivors file by file; returns the bytes of their texts."""
         number = text_bytes = 0
         for i, path in enumerate(self._files):
-            with DocumentWriter(out / f"documents-{i:05d}.jsonl.zst") as writer:
-                for line in read_document_lines(path):
+            with DocumentWriter(out, f"{i:05d}") as writer:
+                for document in read_documents(path):
                     if number not in gone:
-                        writer.write_line(line)
-                        text_bytes += len(parse_document(line, str(path)).text.encode("utf-8"))
+                        writer.write(document)
                     number += 1
+            text_bytes += writer.text_bytes
         return text_bytes
 
 

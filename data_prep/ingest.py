@@ -39,7 +39,7 @@ _PLACE = ("folder", "path", "revision")
 class IngestStage(Stage):
     """Reads the corpus that `config` describes.
 
-    Per shard: `documents-00000.jsonl.zst`, `keys-00000.npy` (uint64 document keys, in order) and
+    Per shard: `documents-00000-*.jsonl.zst`, `keys-00000.npy` (uint64 document keys, in order) and
     `rejects-00000.jsonl` ({"source", "line", "reason"}; line 0: the whole file).
     Statistics: documents, text_bytes, splits, rejects by reason, groups.
 
@@ -86,7 +86,7 @@ class IngestStage(Stage):
         matched: Counter[str] = Counter()
         keys: list[int] = []
         with (
-            DocumentWriter(out / f"documents-{shard.name}.jsonl.zst") as documents,
+            DocumentWriter(out, shard.name) as documents,
             open(out / f"rejects-{shard.name}.jsonl", "w", encoding="utf-8", newline="\n") as rejected,
         ):
             for record in self.reader.read(shard.spec):
@@ -183,7 +183,8 @@ class IngestStage(Stage):
 
 def _documents(folder: Path, records: list[dict[str, Any]]) -> Iterator[Document]:
     for record in records:
-        yield from read_documents(folder / f"documents-{record['name']}.jsonl.zst")
+        for path in sorted(folder.glob(f"documents-{record['name']}-*.jsonl.zst")):
+            yield from read_documents(path)
 
 
 def accept_record(record: RawRecord, splitter: Splitter) -> Document | Reject:

@@ -1,7 +1,8 @@
 """A document: one text with a stable id and provenance, and the files of an artifact of kind "documents".
 
-On disk: `documents-00000.jsonl.zst`, one JSON object per line with the fields of Document in their order. Shard order
-and line order are part of the artifact.
+On disk: `documents-*.jsonl.zst`, one JSON object per line with the fields of Document in their order. The order of the
+files by name and the order of the lines are part of the artifact. Large shards are several files, so that the stages
+that follow have pieces to work on in parallel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError
@@ -24,6 +25,7 @@ DOCUMENTS_PATTERN = "documents-*.jsonl.zst"
 
 # zstandard's bytes depend on the level, and identical bytes are part of a stage's contract: one level for all.
 _ZSTD_LEVEL = 3
+FILE_BYTES = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,12 +68,11 @@ def iter_documents(folder: str | Path) -> Iterator[Document]:
 
 def read_documents(path: str | Path) -> Iterator[Document]:
     """Documents of one file, streamed. Raises ArtifactCorruptError for anything that `DocumentWriter` did not write."""
-    for number, line in enumerate(read_document_lines(path), start=1):
-        yield parse_document(line, f"{path}:{number}")
+    for number, line in enumerate(_lines(path), start=1):
+        yield _parse(line, f"{path}:{number}")
 
 
-def read_document_lines(path: str | Path) -> Iterator[bytes]:
-    """Raw lines of one file, without their line ends: for programs that copy documents without looking at them."""
+def _lines(path: str | Path) -> Iterator[bytes]:
     import zstandard
 
     try:
@@ -84,8 +85,7 @@ def read_document_lines(path: str | Path) -> Iterator[bytes]:
         raise ArtifactCorruptError(f"{path}: not a readable zstd file ({error}); restore it or make it again") from None
 
 
-def parse_document(line: bytes, where: str) -> Document:
-    """The document of one line. `where` names the line in the ArtifactCorruptError raised for a bad one."""
+def _parse(line: bytes, where: str) -> Document:
     try:
         record: dict[str, Any] = json.loads(line)
         if tuple(record) != _FIELDS or not all(isinstance(value, str) for value in record.values()):
@@ -98,39 +98,46 @@ def parse_document(line: bytes, where: str) -> Document:
 
 
 class DocumentWriter:
-    """Writes one documents file; the same documents give the same bytes. Use as a context manager.
+    """Writes `<folder>/documents-<name>-00000.jsonl.zst`, and a next file after every `file_bytes` of lines.
 
-    `count` and `text_bytes` (UTF-8, text field only) tell what was written.
+    The same documents give the same bytes. Use as a context manager. `count` and `text_bytes` (UTF-8, text field only)
+    tell what was written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        import zstandard
-
+    def __init__(self, folder: str | Path, name: str, file_bytes: int = FILE_BYTES) -> None:
+        self.folder, self.name, self.file_bytes = Path(folder), name, file_bytes
         self.count = self.text_bytes = 0
-        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-        # closefd=False: the compressor's close flushes the frame, the file is ours to close.
-        self._stream = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).stream_writer(
-            self._file, closefd=False
-        )
+        self._parts = self._written = 0
+        self._stream: Any = None
 
     def write(self, document: Document) -> None:
         """Append one document."""
         self.count += 1
         self.text_bytes += len(document.text.encode("utf-8"))
-        self.write_line(document_line(document))
-
-    def write_line(self, line: bytes) -> None:
-        """Append a line that `read_document_lines` gave, unseen (it is not counted)."""
+        line = document_line(document)
+        if self._stream is None or self._written >= self.file_bytes:
+            self._next_file()
         self._stream.write(line + b"\n")
+        self._written += len(line) + 1
 
     def __enter__(self) -> DocumentWriter:
+        self._next_file()
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        self._stream.close()
+
+    def _next_file(self) -> None:
+        import zstandard
+
+        if self._stream is not None:
             self._stream.close()
-        finally:
-            self._file.close()
+        path = self.folder / f"documents-{self.name}-{self._parts:05d}.jsonl.zst"
+        compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
+        # The compressor owns the file and closes it with the frame.
+        self._stream = compressor.stream_writer(open(path, "wb"), closefd=True)  # noqa: SIM115
+        self._parts += 1
+        self._written = 0
 
 
 def document_line(document: Document) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.deduplicate import SURVIVAL_ORDER, DeduplicateStage
+from data_prep.deduplicate import SURVIVAL_ORDER, DeduplicateStage, Duplicate, find_near
 from data_prep.ingest import IngestStage
 from data_prep.minhash import Shingler, Signatures, normalise, similarities, words_of
 from data_prep.runner import Executor, run_stage
@@ -219,6 +219,20 @@ def test_every_option_is_in_the_fingerprint(tmp_path, changed):
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         DeduplicateConfig(**options)
+
+
+def test_the_most_similar_survivor_is_named_and_ties_go_to_the_first_in_survival_order():
+    signatures = np.arange(3)[:, None] * 1000 + np.arange(128)[None, :]
+    c = signatures[2]
+    a, b = c.copy(), c.copy()
+    a[:20] += 5000  # similarity to c: 108 / 128, to b: 88 / 128
+    b[-20:] += 7000
+    table = np.stack([b, c, a]).astype(np.uint32)
+    sketches = Signatures(DeduplicateConfig())
+    assert find_near([2, 0, 1], table, sketches, 0.8) == [Duplicate(1, 2, "near", 108 / 128)]
+    assert find_near([0, 2, 1], table, sketches, 0.8) == [Duplicate(1, 0, "near", 108 / 128)]
+    table[0, -1] = c[-1]  # b is now more similar by one value
+    assert find_near([2, 0, 1], table, sketches, 0.8) == [Duplicate(1, 0, "near", 109 / 128)]
 
 
 # --- shingles and signatures

@@ -21,7 +21,7 @@ from retro.config.prep import (
     SplitConfig,
     TextFolderConfig,
 )
-from retro.data.document import Document, document_files, document_key, iter_documents
+from retro.data.document import Document, DocumentWriter, document_files, document_key, iter_documents, read_documents
 from tests.data_prep.corpora import write_lines
 
 
@@ -381,6 +381,17 @@ def test_document_key_is_eight_little_endian_bytes():
     assert document_key("a") != document_key("b") < 2**64
 
 
+def test_large_shards_are_several_files(tmp_path):
+    documents = [Document(f"d{i}", "text " * i, "", "s", "", "train") for i in range(1, 40)]
+    with DocumentWriter(tmp_path, "00007", file_bytes=1000) as writer:
+        for document in documents:
+            writer.write(document)
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files][:2] == ["documents-00007-00000.jsonl.zst", "documents-00007-00001.jsonl.zst"]
+    assert len(files) > 3 and writer.count == 39
+    assert [document for path in files for document in read_documents(path)] == documents
+
+
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "field", "split"])
 def test_damaged_documents_are_refused(tmp_path, damage):
     import zstandard
@@ -389,7 +400,7 @@ def test_damaged_documents_are_refused(tmp_path, damage):
     folder = run(config(tmp_path / "c"), tmp_path / "out")
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    path = copy / "documents-00000.jsonl.zst"
+    path = copy / "documents-00000-00000.jsonl.zst"
     data = path.read_bytes()
     line = {"id": "a", "text": "x", "title": "", "source": "", "group": "", "split": "train"}
     if damage == "truncate":
@@ -400,5 +411,5 @@ def test_damaged_documents_are_refused(tmp_path, damage):
         line.pop("text") if damage == "field" else line.update(split="dev")
         text = json.dumps(line).encode() + b"\n"
         path.write_bytes(zstandard.ZstdCompressor().compress(text).ljust(len(data), b"\x00"))
-    with pytest.raises(ArtifactCorruptError, match=r"documents-00000\.jsonl\.zst"):
+    with pytest.raises(ArtifactCorruptError, match=r"documents-00000-00000\.jsonl\.zst"):
         list(iter_documents(copy))

@@ -52,6 +52,7 @@ FILES = {
         gamma = gamma_gen(name="gamma")
     ''',
     "shapes/__init__.py": "",
+    "aside/__init__.py": "from demopkg.stubbed import known  # an incidental import renames nothing\n",
     "shapes/flat.py": '''
         """Flat shapes, all of them."""
         class Shape:

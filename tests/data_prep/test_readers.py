@@ -383,7 +383,7 @@ def test_huggingface_hub_name_is_pinned_to_a_commit(monkeypatch):
         raise OSError("no network\nhere")
 
     monkeypatch.setattr(hub.HfApi, "dataset_info", offline)
-    with pytest.raises(ArtifactMissingError, match="neither a local folder nor found on the hub .*no network here"):
+    with pytest.raises(ArtifactMissingError, match=r"neither a local folder nor found on the hub .*no network here"):
         HuggingFaceReader(HuggingFaceConfig(path="someone/corpus")).identity()
     commit = "a" * 40
     assert HuggingFaceReader(HuggingFaceConfig(path="s/c", revision=commit)).identity()["revision"] == commit
