@@ -7,18 +7,20 @@ Three models take one step each in turn (A B C A B C ...), so that noise of the 
   plain   a self-contained GPT written here, on scaled_dot_product_attention with torch's own cross-entropy;
   gpt     RetroModel without RETRO layers;
   retro   RetroModel with chunked cross-attention at layers 2, 5, 8 and a 2-layer encoder,
-          fed as the data set feeds it in training: the neighbors of a sequence's last chunk serve no scored position and
-          are masked (`retro_all`, with --all-chunks: all 8 chunks, the last one serving a single position).
+          fed as the data set feeds it in training: the neighbors of a sequence's last chunk serve no scored position
+          and are masked (`retro_all`, with --all-chunks: all 8 chunks, the last one serving a single position).
 
-Configuration: width 256, 8 layers, 4 heads of 64, GELU, sequence 512 in chunks of 64, 2 neighbors of 128 tokens, batch 4,
-vocabulary 16,384, untied, random tokens; forward, backward, AdamW; no data loading. Reported: medians, and the median of
-the ratios within a round with its quartiles. Rounds in which other processes used more than 0.08 cores are marked; with
-fewer than 5 quiet rounds the figures are called unreliable. --record adds the result to benchmarks/records/step_time.json.
+Configuration: width 256, 8 layers, 4 heads of 64, GELU, sequence 512 in chunks of 64, 2 neighbors of 128 tokens,
+batch 4, vocabulary 16,384, untied, random tokens; forward, backward, AdamW; no data loading. Reported: medians, and
+the median of the ratios within a round with its quartiles. Rounds in which other processes used more than 0.08 cores
+are marked; with fewer than 5 quiet rounds the figures are called unreliable. --record adds the result to
+benchmarks/records/step_time.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -32,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro.config.model import EncoderConfig, ModelConfig
+from retro.config.model import ModelConfig
 from retro.model import RetroModel, count_parameters
 from retro.model.flops import sequence_flops
 
@@ -51,9 +53,7 @@ GPT = ModelConfig(
     tie_embeddings=False,
     chunk_length=CHUNK,
 )
-RETRO = ModelConfig(
-    **{**{f: getattr(GPT, f) for f in GPT.__dataclass_fields__}, "cross_attention_layers": (2, 5, 8)},
-)
+RETRO = dataclasses.replace(GPT, cross_attention_layers=(2, 5, 8))
 
 
 class PlainBlock(nn.Module):

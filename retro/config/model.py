@@ -37,9 +37,7 @@ def _checked_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]
             name,
             f"layer {layer} does not exist, expected 1-based numbers within 1..{num_layers}",
         )
-    _require(
-        list(layers) == sorted(set(layers)), name, f"expected ascending distinct numbers, found {list(layers)}"
-    )
+    _require(list(layers) == sorted(set(layers)), name, f"expected ascending distinct numbers, found {list(layers)}")
     return layers
 
 

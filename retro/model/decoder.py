@@ -74,7 +74,8 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x [B, N, D] -> (x [B, N, D], encoded neighbors or None).
 
-        The first RETRO layer encodes the neighbors (`encoded` None), after its self-attention; later ones are given them.
+        The first RETRO layer encodes the neighbors (`encoded` None), after its self-attention; later ones are given
+        them.
         """
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary.rows(0, x.shape[1])))
         if self.cross_attention is not None and retrieval is not None:
@@ -83,9 +84,7 @@ class DecoderLayer(nn.Module):
             x = self._add_cross_attention(x, encoded, rotary, retrieval)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), encoded
 
-    def _add_cross_attention(
-        self, x: Tensor, encoded: Tensor, rotary: RotaryTable, retrieval: Retrieval
-    ) -> Tensor:
+    def _add_cross_attention(self, x: Tensor, encoded: Tensor, rotary: RotaryTable, retrieval: Retrieval) -> Tensor:
         assert self.cross_attention is not None
         plan = retrieval.plan
         blocks = cut_query_blocks(x, plan.num_chunks, self.chunk_length, plan.first_chunk_length)

@@ -30,10 +30,11 @@ def encoder_attention_shape(config: ModelConfig) -> AttentionShape:
 
 
 class ChunkConditioning(nn.Module):
-    """Cross-attention from neighbor tokens to the M activations of the retrieving chunk; pre-norm, without the residual.
+    """Cross-attention from neighbor tokens to the M activations of the retrieving chunk; pre-norm, without the
+    residual.
 
-    Keys and values are made once per chunk and serve all its neighbors. Neighbor token i' has position i', chunk token j
-    position j (distance i' - j, Borgeaud et al. B.1.2).
+    Keys and values are made once per chunk and serve all its neighbors. Neighbor token i' has position i', chunk
+    token j position j (distance i' - j, Borgeaud et al. B.1.2).
     """
 
     def __init__(self, config: ModelConfig):
@@ -54,7 +55,8 @@ class ChunkConditioning(nn.Module):
     ) -> Tensor:
         """x [A, R, D'], chunks [rows, M, D], chunk_mask bool [rows, M] or None -> [A, R, D'].
 
-        With neighbor_slots None, A = rows * num_neighbors; otherwise neighbor_slots // num_neighbors is the row of each.
+        With neighbor_slots None, A = rows * num_neighbors; otherwise neighbor_slots // num_neighbors is the row of
+        each.
         """
         keys, values = self.attention.project_keys(self.chunk_norm(chunks), rotary.rows(0, chunks.shape[1]))
         queries = self.attention.project_queries(self.norm(x), rotary.rows(0, x.shape[1]))
@@ -127,8 +129,9 @@ class Encoder(nn.Module):
         """Returns the encoded neighbors [A, R, D'], normed.
 
         embedded [A, R, D]: A neighbors with at least one real token each; token_mask bool [A, R] or None = all real;
-        chunks [rows, M, D]: residual stream of the retrieving chunks, after the self-attention of the first RETRO layer;
-        rotary: positions from 0 on, at least max(R, M); num_neighbors, neighbor_slots, chunk_mask: see RetrievalPlan.
+        chunks [rows, M, D]: residual stream of the retrieving chunks, after the self-attention of the first RETRO
+        layer; rotary: positions from 0 on, at least max(R, M); num_neighbors, neighbor_slots, chunk_mask: see
+        RetrievalPlan.
         """
         x = self.dropout(embedded if self.input is None else self.input(embedded))
         for layer in self.layers:

@@ -1,9 +1,9 @@
 """Floating-point operations of a training step, counted from the configuration.
 
-Counted are matrix products (a product of [a, b] and [b, c] is 2abc), attention included; a training step is three times the
-forward pass (the product, and one for each of its two gradients). Causal attention counts in full, as in the usual
-reckoning (Chowdhery et al. 2022, appendix B); recomputation inside fused attention kernels does not count. Norms,
-activations, rotations and softmax are left out (they cost time, but next to no operations).
+Counted are matrix products (a product of [a, b] and [b, c] is 2abc), attention included; a training step is three
+times the forward pass (the product, and one for each of its two gradients). Causal attention counts in full, as in
+the usual reckoning (Chowdhery et al. 2022, appendix B); recomputation inside fused attention kernels does not count.
+Norms, activations, rotations and softmax are left out (they cost time, but next to no operations).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def sequence_flops(
 ) -> SequenceFlops:
     """Operations for one sequence of `sequence_length` tokens.
 
-    retrieved_chunks: how many chunks of the sequence have neighbors (0 = retrieval off; at most the complete chunks; the
-    last chunk's serve a single position and are left out in training). num_neighbors, retrieved_length: K and R, all of
-    them real tokens; R None = 2 M. scored: positions that go through the vocabulary projection, None = all.
+    retrieved_chunks: how many chunks of the sequence have neighbors (0 = retrieval off; at most the complete chunks;
+    the last chunk's serve a single position and are left out in training). num_neighbors, retrieved_length: K and R,
+    all of them real tokens; R None = 2 M. scored: positions that go through the vocabulary projection, None = all.
     Raises ValueError if config.vocab_size is not set, or for retrieval with a plain GPT.
     """
     if config.vocab_size is None:

@@ -1,7 +1,7 @@
 """Initial weights: each parameter from a random stream of its own, named by the parameter.
 
-A GPT and a RETRO made from one seed therefore start from the same decoder, and adding or moving a RETRO layer changes no
-other layer's start.
+A GPT and a RETRO made from one seed therefore start from the same decoder, and adding or moving a RETRO layer changes
+no other layer's start.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from retro.config.model import ModelConfig
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Set every parameter of `model` in place.
 
-    Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are scaled
-    by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear weights 0.
+    Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are
+    scaled by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear weights 0.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -18,7 +18,8 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, overrides: tuple[str, ...] = ()) -> ModelConfig:
-    """The configuration of preset `name` with `key=value` overrides. Raises ConfigError if there is none of that name."""
+    """The configuration of preset `name` with `key=value` overrides. Raises ConfigError if there is none of that
+    name."""
     path = PRESET_FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"model preset {name!r}: not found in {PRESET_FOLDER}; known: {', '.join(preset_names())}")

@@ -1,8 +1,9 @@
-"""Which neighbor tokens are worth computing: everything data-dependent about retrieval is decided here, before the model runs.
+"""Which neighbor tokens are worth computing: everything data-dependent about retrieval is decided here, before the
+model runs.
 
-Dropped: neighbor rows of chunks that serve no position, chunks without any real neighbor token, neighbors without any, and
-columns beyond the longest real neighbor. What is left has at least one real token in every row and every neighbor, so no
-softmax in the model can run over nothing, and a missing neighbor contributes exactly 0.
+Dropped: neighbor rows of chunks that serve no position, chunks without any real neighbor token, neighbors without
+any, and columns beyond the longest real neighbor. What is left has at least one real token in every row and every
+neighbor, so no softmax in the model can run over nothing, and a missing neighbor contributes exactly 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from retro.nn.chunked_cross_attention import count_complete_chunks
 
 @dataclass(frozen=True)
 class RetrievalPlan:
-    """The neighbors to encode. `rows` = chunks of the batch with at least one neighbor, in order of b * num_chunks + u."""
+    """The neighbors to encode. `rows` = chunks of the batch with at least one neighbor, in order of b * num_chunks +
+    u."""
 
     #: Chunks per sequence that are looked at (a prefix of the given rows).
     num_chunks: int
@@ -48,7 +50,8 @@ def plan_retrieval(
     chunk_length: int,
     first_chunk_length: int,
 ) -> RetrievalPlan | None:
-    """Plan for neighbors int64 [B, L, K, R] with mask bool [B, L, K, R] (None = all real) of sequences of `length` tokens.
+    """Plan for neighbors int64 [B, L, K, R] with mask bool [B, L, K, R] (None = all real) of sequences of `length`
+    tokens.
 
     None when there is nothing to retrieve. The contents of masked tokens have no influence on the plan or the model.
     """

@@ -41,11 +41,11 @@ class ModelOutput:
 class RetroModel(nn.Module):
     """The decoder with chunked cross-attention over encoded neighbors (Borgeaud et al. 2022; 01-retro section 1.7).
 
-    `gate` (default 1.0) multiplies the output of chunked cross-attention; 0.0 leaves out retrieval altogether, bit for bit
-    as if no neighbors were given (InstructRetro's gate).
+    `gate` (default 1.0) multiplies the output of chunked cross-attention; 0.0 leaves out retrieval altogether, bit
+    for bit as if no neighbors were given (InstructRetro's gate).
 
-    Parameters are drawn from a seed that is itself drawn from torch's default generator, so `torch.manual_seed(s)` before
-    construction fixes them; a GPT and a RETRO made after the same seed share every parameter that both have.
+    Parameters are drawn from a seed that is itself drawn from torch's default generator, so `torch.manual_seed(s)`
+    before construction fixes them; a GPT and a RETRO made after the same seed share every parameter that both have.
     """
 
     def __init__(self, config: ModelConfig):
@@ -85,8 +85,9 @@ class RetroModel(nn.Module):
         """Logits, or with `targets_BN` the loss.
 
         tokens_BN int64 [B, N].
-        neighbors_BLKR int64 [B, L, K, R], neighbor_mask_BLKR bool of that shape (None = all real): neighbors of chunk u in
-            row u; fewer rows than chunks = none for the rest. None = no retrieval. What a masked token holds is irrelevant.
+        neighbors_BLKR int64 [B, L, K, R], neighbor_mask_BLKR bool of that shape (None = all real): neighbors of chunk
+            u in row u; fewer rows than chunks = none for the rest. None = no retrieval. What a masked token holds is
+            irrelevant.
         targets_BN int64 [B, N], loss_mask_BN bool [B, N] (None = all scored): targets are read where scored only.
         first_chunk_length: 1..M, default ((N - 1) mod M) + 1: the last token always ends a chunk (01-retro 1.7).
         Raises ValueError for shapes and lengths that do not fit, and when neighbors are given to a plain GPT.
@@ -98,8 +99,7 @@ class RetroModel(nn.Module):
         )
         if targets_BN is None:
             return ModelOutput(logits=F.linear(hidden, self.output_weight))
-        output = token_loss(hidden, self.output_weight, targets_BN, loss_mask_BN, reduction)
-        return output
+        return token_loss(hidden, self.output_weight, targets_BN, loss_mask_BN, reduction)
 
     def hidden_states(
         self,
@@ -149,8 +149,8 @@ class RetroModel(nn.Module):
         shape = tuple(neighbors_BLKR.shape)
         if len(shape) != 4 or shape[0] != tokens_BN.shape[0] or shape[1] > most:
             raise ValueError(
-                f"neighbors_BLKR: expected [{tokens_BN.shape[0]}, at most {most}, K, R] for {length} tokens in chunks of "
-                f"{chunk} (first: {first}), found {list(shape)}"
+                f"neighbors_BLKR: expected [{tokens_BN.shape[0]}, at most {most}, K, R] for {length} tokens in "
+                f"chunks of {chunk} (first: {first}), found {list(shape)}"
             )
         if neighbor_mask_BLKR is not None and tuple(neighbor_mask_BLKR.shape) != shape:
             raise ValueError(
@@ -225,9 +225,7 @@ def token_loss(
     scored = None
     if loss_mask_BN is not None:
         if loss_mask_BN.shape != targets_BN.shape:
-            raise ValueError(
-                f"loss_mask_BN: expected shape {list(targets_BN.shape)}, found {list(loss_mask_BN.shape)}"
-            )
+            raise ValueError(f"loss_mask_BN: expected shape {list(targets_BN.shape)}, found {list(loss_mask_BN.shape)}")
         scored = loss_mask_BN.flatten().nonzero().squeeze(1)
         if scored.numel() == targets.numel():
             scored = None

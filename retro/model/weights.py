@@ -38,7 +38,8 @@ def save_model(folder: str | Path, model: RetroModel, extra: Mapping[str, Any] |
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RetroModel:
     """The model that `save_model` wrote, in evaluation mode, on `device`.
 
-    Raises ArtifactMissingError, ArtifactCorruptError (not readable) or ArtifactMismatchError (weights of another model).
+    Raises ArtifactMissingError, ArtifactCorruptError (not readable) or ArtifactMismatchError (weights of another
+    model).
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -63,7 +64,9 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     try:
         return from_dict(ModelConfig, stored["model"], source=str(path))
     except ConfigError as error:
-        raise ArtifactCorruptError(f"{error} (the stored configuration was altered or made by another version)") from None
+        raise ArtifactCorruptError(
+            f"{error} (the stored configuration was altered or made by another version)"
+        ) from None
 
 
 def save_weights(path: str | Path, model: nn.Module) -> None:

@@ -62,10 +62,11 @@ def attend(
 
 
 class KeySmear(nn.Module):
-    """k_j <- s k_j + (1 - s) k_(j-1) with a learned s = sigmoid(weight) per key-value head; the first key stays as it is.
+    """k_j <- s k_j + (1 - s) k_(j-1) with a learned s = sigmoid(weight) per key-value head; the first key stays as it
+    is.
 
-    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", smeared key architecture. It puts the previous
-    token into each key, which otherwise takes a layer of its own to learn.
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", smeared key architecture. It puts the
+    previous token into each key, which otherwise takes a layer of its own to learn.
     """
 
     def __init__(self, num_kv_heads: int):
@@ -104,7 +105,8 @@ class HeadPreparation(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of each sequence to itself, causal (decoder) or bidirectional (encoder). The input is already normed."""
+    """Attention of each sequence to itself, causal (decoder) or bidirectional (encoder). The input is already
+    normed."""
 
     def __init__(self, width: int, shape: AttentionShape, causal: bool):
         super().__init__()
@@ -152,7 +154,8 @@ class CrossAttention(nn.Module):
         self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
 
     def project_keys(self, source: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
-        """source [S, T', key_width]; rotary: positions of the T' tokens. Returns rotated keys and values [S, T', Hkv, E]."""
+        """source [S, T', key_width]; rotary: positions of the T' tokens. Returns rotated keys and values [S, T', Hkv,
+        E]."""
         shape = self.shape
         keys, values = self.key_value(source).unflatten(-1, (-1, shape.head_width)).chunk(2, dim=2)
         return rotate(self.preparation.keys(keys), rotary), values

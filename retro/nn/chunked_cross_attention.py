@@ -1,11 +1,12 @@
 """Chunked cross-attention (CCA) and the arithmetic that cuts a sequence into chunks and query blocks.
 
-Source: Borgeaud et al. 2022, section 2.4, appendix B.1.2 and listing 1, generalised to any length (01-retro section 1.7).
+Source: Borgeaud et al. 2022, section 2.4, appendix B.1.2 and listing 1, generalised to any length (01-retro section
+1.7).
 
-With f = `first_chunk_length` (1..M) chunk 0 is the positions 0..f-1, and chunk u >= 1 the M positions from f + (u-1) M. The
-neighbors of chunk u serve the M positions from the *last token of chunk u* on: query block u begins at f - 1 + u M. A
-position p predicts token p + 1, so all tokens of chunk u + 1 are predicted with the neighbors of chunk u, and none of
-chunk u's own tokens is.
+With f = `first_chunk_length` (1..M) chunk 0 is the positions 0..f-1, and chunk u >= 1 the M positions from f + (u-1)
+M. The neighbors of chunk u serve the M positions from the *last token of chunk u* on: query block u begins at f - 1 +
+u M. A position p predicts token p + 1, so all tokens of chunk u + 1 are predicted with the neighbors of chunk u, and
+none of chunk u's own tokens is.
 
 Positions inside CCA are counted from the place where a full chunk u would begin: neighbor token i' has position i', the
 i-th query of the block (i = 0..M-1) has position i + M - 1, so their distance is i - i' + M - 1 for every neighbor.

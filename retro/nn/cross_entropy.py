@@ -1,8 +1,8 @@
 """Vocabulary projection and cross-entropy in one step, a block of positions at a time.
 
-The full [tokens, V] logits and their gradient are never held: for each block of positions the logits are made, turned into
-losses and (when training) at once into the gradients of the hidden states and of the weight, and dropped. The number of
-matrix products is that of the plain computation: nothing is computed twice.
+The full [tokens, V] logits and their gradient are never held: for each block of positions the logits are made, turned
+into losses and (when training) at once into the gradients of the hidden states and of the weight, and dropped. The
+number of matrix products is that of the plain computation: nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Logits held at a time when no block is given. 2^21 (8 MiB in float32) was the fastest of 2^19 .. 2^25 for vocabularies of
-#: 4,096 and 16,384 (width 256, float32 and bfloat16): smaller blocks make thin products, larger ones leave the cache.
+#: Logits held at a time when no block is given. 2^21 (8 MiB in float32) was the fastest or equal of 2^19 .. 2^25 for
+#: vocabularies of 4,096 and 16,384 (width 256, float32 and bfloat16): smaller blocks make thin products, larger ones
+#: leave the cache.
 LOGITS_PER_BLOCK = 2**21
 
 
@@ -22,9 +23,10 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(hidden @ weight.T) against `targets`.
 
-    hidden float [T, D]; weight float [V, D]; targets int64 [T] in 0..V-1; `block` positions are treated at a time (speed
-    and memory only; None = as many as make LOGITS_PER_BLOCK logits). Returns (loss_sum, losses): the sum, a differentiable float32 scalar (float64 for float64), and the
-    losses [T] in nats, not differentiable. Under autocast the products run in its dtype, the softmax in float32.
+    hidden float [T, D]; weight float [V, D]; targets int64 [T] in 0..V-1; `block` positions are treated at a time
+    (speed and memory only; None = as many as make LOGITS_PER_BLOCK logits). Returns (loss_sum, losses): the sum, a
+    differentiable float32 scalar (float64 for float64), and the losses [T] in nats, not differentiable. Under
+    autocast the products run in its dtype, the softmax in float32.
     """
     device = hidden.device.type
     if block is None:

@@ -11,7 +11,8 @@ from retro.nn.linear import Linear
 
 
 class FeedForward(nn.Module):
-    """down(gelu(up x)) or down(silu(gate x) * up x); `up` holds gate and up side by side for swiglu, one product for both."""
+    """down(gelu(up x)) or down(silu(gate x) * up x); `up` holds gate and up side by side for swiglu, one product for
+    both."""
 
     def __init__(self, width: int, hidden: int, kind: Literal["gelu", "swiglu"], bias: bool):
         super().__init__()

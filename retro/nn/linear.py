@@ -1,8 +1,8 @@
 """Linear and embedding layers whose weights are left unset at construction.
 
-`retro.model.initialise` sets every parameter of a model by its name, so that a GPT and a RETRO of one seed start from the
-same decoder. Torch's own initialisation would only cost time and draw from the random stream, more for the one than for
-the other.
+`retro.model.initialise` sets every parameter of a model by its name, so that a GPT and a RETRO of one seed start from
+the same decoder. Torch's own initialisation would only cost time and draw from the random stream, more for the one
+than for the other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021), in the half-rotation layout of GPT-NeoX.
 
-Dimension j < w/2 of the rotated width w is paired with dimension j + w/2, both turned by position * base^(-2j/w). The dot
-product of a rotated query and key depends on the difference of their positions only, so a position may be counted from
-any origin as long as queries and keys share it. Dimensions from w on carry no position.
+Dimension j < w/2 of the rotated width w is paired with dimension j + w/2, both turned by position * base^(-2j/w). The
+dot product of a rotated query and key depends on the difference of their positions only, so a position may be counted
+from any origin as long as queries and keys share it. Dimensions from w on carry no position.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class RotaryTable:
 
 
 def rotary_table(length: int, width: int, base: float, device: torch.device, dtype: torch.dtype) -> RotaryTable:
-    """Table of positions 0..length-1. Angles are computed in float32 (float64 for float64) and rounded to `dtype` last."""
+    """Table of positions 0..length-1. Angles are computed in float32 (float64 for float64) and rounded to `dtype`
+    last."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     frequencies = base ** (torch.arange(0, width, 2, device=device, dtype=exact) / -width)
     angles = torch.outer(torch.arange(length, device=device, dtype=exact), frequencies)

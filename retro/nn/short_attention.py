@@ -1,8 +1,9 @@
 """Attention written out as two matrix products, for bfloat16 on a CPU and short sequences.
 
 torch's fused CPU kernel is written for long sequences in float32. For bfloat16 and the short ones of retrieval (chunks,
-neighbors) its backward pass is two to four times slower than plain products (measured with benchmarks/step_time.py on
-AVX512-BF16: 56 sequences of 128 tokens, forward and backward, 69 ms against 23 ms), which run at the full bfloat16 rate.
+neighbors) its backward pass is two to four times slower than plain products (measured with benchmarks/kernels.py on
+AVX512-BF16: 56 sequences of 128 tokens, forward and backward, 69 ms against 23 ms), which run at the full bfloat16
+rate.
 """
 
 from __future__ import annotations

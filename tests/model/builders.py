@@ -50,7 +50,9 @@ def random_tokens(*shape: int, seed: int = 0) -> Tensor:
 
 def suffix_mask(batch: int, chunks: int, neighbors: int = K, retrieved: int = R, seed: int = 0) -> Tensor:
     """Real tokens first, then padding, as the data has it; some neighbors are missing (length 0)."""
-    lengths = torch.randint(0, retrieved + 1, (batch, chunks, neighbors, 1), generator=torch.Generator().manual_seed(seed))
+    lengths = torch.randint(
+        0, retrieved + 1, (batch, chunks, neighbors, 1), generator=torch.Generator().manual_seed(seed)
+    )
     return torch.arange(retrieved) < lengths
 
 

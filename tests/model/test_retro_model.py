@@ -180,7 +180,10 @@ def test_dropout_acts_in_training_only() -> None:
         ({"neighbor_mask_BLKR": torch.ones((1, 2, K, R), dtype=torch.bool)}, "without neighbors_BLKR"),
         ({"first_chunk_length": M + 1}, "expected 1..4"),
         ({"targets_BN": random_tokens(1, 7)}, "targets_BN: expected shape"),
-        ({"targets_BN": random_tokens(1, 8), "loss_mask_BN": torch.ones(8, dtype=torch.bool)}, "loss_mask_BN: expected"),
+        (
+            {"targets_BN": random_tokens(1, 8), "loss_mask_BN": torch.ones(8, dtype=torch.bool)},
+            "loss_mask_BN: expected",
+        ),
         ({"reduction": "none"}, "expected 'mean' or 'sum'"),
     ],
 )

@@ -1,13 +1,14 @@
-"""RETRO written down token by token: python loops, explicit softmax, explicit rotation by the *distance* of two positions.
+"""RETRO written down token by token: python loops, explicit softmax, explicit rotation by the *distance* of two
+positions.
 
-It shares nothing with `retro.model` but the names of the weights, runs in float64 and is differentiable. Masked neighbor
-tokens and missing neighbors simply do not exist here: the lists hold real tokens only. Positions, from the papers
-(01-retro section 1.7):
+It shares nothing with `retro.model` but the names of the weights, runs in float64 and is differentiable. Masked
+neighbor tokens and missing neighbors simply do not exist here: the lists hold real tokens only. Positions, from the
+papers (01-retro section 1.7):
 
 * position p >= pad attends to the neighbors of chunk u = (p - pad) div M, as query i = (p - pad) mod M, at distance
   i - i' + M - 1 from neighbor token i' (Borgeaud et al. 2022, B.1.2);
-* neighbor token i' attends to token j of the retrieving chunk at distance i' - j; j counts so that the chunk's last token
-  is at M - 1, a short first chunk included.
+* neighbor token i' attends to token j of the retrieving chunk at distance i' - j; j counts so that the chunk's last
+  token is at M - 1, a short first chunk included.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ class SlowRetro:
             mixed = self.encoder_self_attention([self.norm(x, f"{name}.attention_norm") for x in xs], positions, name)
             xs = [x + y for x, y in zip(xs, mixed, strict=True)]
             if number in config.encoder.cross_attention_layers:
-                xs = [x + self.condition(x, i, chunk, f"{name}.conditioning") for x, i in zip(xs, positions, strict=True)]
+                xs = [
+                    x + self.condition(x, i, chunk, f"{name}.conditioning") for x, i in zip(xs, positions, strict=True)
+                ]
             xs = [x + self.feed_forward(self.norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward") for x in xs]
         return [(i, self.norm(x, "encoder.norm")) for i, x in zip(positions, xs, strict=True)]
 
