@@ -1,0 +1,1 @@
+"""Metrics: pure functions over response rows, without model, tokenizer or database."""

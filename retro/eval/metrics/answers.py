@@ -1,0 +1,92 @@
+"""Scores of question answering over response rows: per mode, per kind of question, and what needs no model at all.
+
+A row is one line of a docs_qa task's responses.jsonl (retro/eval/tasks/docs_qa.py): one question in one mode.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from retro.eval.metrics.bits_per_byte import Row
+from retro.eval.metrics.exact_match import exact_match, f1, normalise_literal
+
+RECALL_AT = (1, 2, 5, 10, 20)
+
+
+def score_answer(prediction: str | None, answers: Sequence[str]) -> dict[str, float | None]:
+    """{"exact_match", "f1"} of one answer to a question about code; None where the model gave none."""
+    if prediction is None:
+        return {"exact_match": None, "f1": None}
+    return {
+        "exact_match": exact_match(prediction, answers, normalise_literal),
+        "f1": f1(prediction, answers, normalise_literal),
+    }
+
+
+def mean_scores(rows: Iterable[Row]) -> dict[str, Any]:
+    """Mean exact match and F1 (0..1) over the rows that have an answer; n counts them, missing the others."""
+    rows = list(rows)
+    answered = [row for row in rows if row["exact_match"] is not None]
+    n = len(answered)
+    return {
+        "exact_match": sum(row["exact_match"] for row in answered) / n if n else None,
+        "f1": sum(row["f1"] for row in answered) / n if n else None,
+        "n": n,
+        "missing": len(rows) - n,
+    }
+
+
+def scores_by(rows: Iterable[Row], field: str) -> dict[str, dict[str, Any]]:
+    """`mean_scores` of each value of a field, by value."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[str(row[field])].append(row)
+    return {value: mean_scores(groups[value]) for value in sorted(groups)}
+
+
+def retrieval_recall(rows: Sequence[Row], at: Sequence[int] = RECALL_AT) -> dict[str, Any]:
+    """How often retrieval brought the evidence, over the rows' `document_rank` and `evidence_rank`.
+
+    Ranks count from 0, None = not among the `num_retrieved` neighbors. "document": the document asked about is among
+    the first k; "evidence": the very line that holds the answer stands in the text of one of the first k. Only k up to
+    the number of neighbors retrieved is reported.
+    """
+    most = max((row["num_retrieved"] for row in rows), default=0)
+    result: dict[str, Any] = {"n": len(rows), "num_retrieved": most}
+    for name in ("document", "evidence"):
+        ranks = [row[f"{name}_rank"] for row in rows]
+        result[name] = {
+            str(k): sum(rank is not None and rank < k for rank in ranks) / len(ranks) for k in at if ranks and k <= most
+        }
+    return result
+
+
+def guess_controls(
+    train: Iterable[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """What is scored without reading anything: {"name": {"exact_match", "f1"}}.
+
+    "most_common_answer": to every question the commonest training answer of its kind; "most_common_for_parameter": the
+    commonest training answer for the same parameter name and kind, or else that of the kind. Questions are mappings
+    with kind, parameter (may be empty) and answers. Without training or test questions: nothing.
+    """
+    counts: dict[Hashable, Counter[str]] = defaultdict(Counter)
+    for question in train:
+        answer = normalise_literal(question["answers"][0])
+        counts[question["kind"]][answer] += 1
+        counts[question["kind"], question["parameter"]][answer] += 1
+    if not counts or not test:
+        return {}
+    commonest = {key: min(counter.items(), key=lambda item: (-item[1], item[0]))[0] for key, counter in counts.items()}
+    guesses: dict[str, list[dict[str, float | None]]] = {"most_common_answer": [], "most_common_for_parameter": []}
+    for question in test:
+        by_kind = commonest.get(question["kind"], "")
+        by_parameter = commonest.get((question["kind"], question["parameter"]), by_kind)
+        guesses["most_common_answer"].append(score_answer(by_kind, question["answers"]))
+        guesses["most_common_for_parameter"].append(score_answer(by_parameter, question["answers"]))
+    return {
+        name: {metric: sum(float(row[metric] or 0.0) for row in rows) / len(rows) for metric in ("exact_match", "f1")}
+        for name, rows in guesses.items()
+    }

@@ -1,0 +1,1 @@
+"""Tasks: what is asked of a language model, as blocks of response rows."""
