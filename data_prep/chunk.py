@@ -1,0 +1,79 @@
+"""Stage chunk: cuts every document into chunks of M tokens, in the order in which documents are used."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.stage import Shard, ShardResult, Stage
+from retro.artifacts.manifest import open_manifest
+from retro.config.loader import to_dict
+from retro.config.prep_tokens import ChunkConfig
+from retro.data.chunk_store import CHUNKS_KIND
+from retro.data.token_store import TOKENS_KIND, TokenStore, open_token_store
+
+
+class ChunkStage(Stage):
+    """Tokens -> chunks (files: retro/data/chunk_store.py): positions only, no token is copied."""
+
+    name = "chunk"
+    version = 1
+    kind = CHUNKS_KIND
+
+    def __init__(self, config: ChunkConfig, tokens: Path) -> None:
+        self.chunk = config
+        super().__init__(to_dict(config), {"tokens": tokens})
+
+    @cached_property
+    def _store(self) -> TokenStore:
+        return open_token_store(self.inputs["tokens"])
+
+    def plan(self) -> list[Shard]:
+        """Ranges of documents, in the order of use."""
+        documents, size = open_manifest(self.inputs["tokens"], TOKENS_KIND).rows, self.chunk.shard_documents
+        starts = range(0, max(documents, 1), size)
+        return [Shard(f"{i:05d}", {"start": s, "stop": min(s + size, documents)}) for i, s in enumerate(starts)]
+
+    def run_shard(self, shard: Shard, out: Path) -> ShardResult:
+        """Cut the shard's documents."""
+        documents = self._store.document_order[shard.spec["start"] : shard.spec["stop"]]
+        offsets = self._store.document_offsets
+        starts, owners, spans = cut_documents(documents, offsets, self.chunk.chunk_length)
+        np.save(out / f"starts-{shard.name}.npy", starts, allow_pickle=False)
+        np.save(out / f"documents-{shard.name}.npy", owners, allow_pickle=False)
+        np.save(out / f"spans-{shard.name}.npy", spans, allow_pickle=False)
+        short = int((spans < self.chunk.chunk_length).sum())
+        return ShardResult(len(starts), {"short": short})
+
+    def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Figures only."""
+        return {
+            "chunks": sum(record["rows"] for record in records),
+            "short": sum(record["stats"]["short"] for record in records),
+            "documents": self._store.num_documents,
+            "tokens": self._store.num_tokens,
+        }
+
+    def summary(self, stats: dict[str, Any], rows: int) -> str:
+        """For people."""
+        filled = stats["tokens"] / max(rows * self.chunk.chunk_length, 1)
+        return f"{rows:,} chunks of {self.chunk.chunk_length} tokens, {filled:.0%} filled"
+
+
+def cut_documents(
+    documents: np.ndarray, offsets: np.ndarray, chunk_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chunks of the given documents, one after the other.
+
+    documents: int64 [d] numbers; offsets: int64 [D + 1] token positions. Returns per chunk: start int64 (token
+    position), document int64, span int64 (tokens from the start to the end of the document).
+    """
+    first, last = offsets[documents], offsets[documents + 1]
+    counts = -((first - last) // chunk_length)
+    row = np.repeat(np.arange(len(documents)), counts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = first[row] + number * chunk_length
+    return starts, documents[row].astype(np.int64), last[row] - starts

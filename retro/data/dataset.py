@@ -1,0 +1,195 @@
+"""Sequences with their neighbors: everything about targets, masks and padding is made here and nowhere else."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from retro.config.errors import ArtifactMismatchError, ConfigError
+from retro.data.batch import RetroBatch
+from retro.data.chunk_store import ChunkStore
+from retro.data.neighbor_table import NeighborTable, same_document
+
+Retrieval = Literal["on", "off", "shuffled"]
+
+
+class RetroDataset:
+    """Sequence i = the query chunks [i L, (i + 1) L), each padded on the right to M tokens; L = N / M.
+
+    The last sequence is filled up with padding. `dataset[i]` is a RetroBatch of one, `dataset.__getitems__(ids)` of
+    many; B N L M K R as in RetroBatch.
+
+    Targets: the token at p + 1 of the same document, also across the end of the sequence. Scored (loss_mask_BN): every
+    token of every document but its first, once; with score_last_position=False not the one that the last position of a
+    full sequence predicts, so that the neighbors of the last chunk serve nothing and cost nothing.
+
+    Neighbors of chunk u serve the positions (u + 1) M - 1 .. (u + 2) M - 2, which predict chunk u + 1. They are masked
+    where chunk u + 1 is not of the same document (they would tell one document about another) and where no position
+    that they serve is scored.
+
+    retrieval: "on"; "off" (no neighbors); "shuffled", the control: each chunk has the neighbors of another chunk of
+    the data set, of another document where there is one, except those that are of a document of its own sequence.
+
+    Raises ConfigError for options that do not fit each other and ArtifactMismatchError for artifacts that do not.
+    """
+
+    def __init__(
+        self,
+        queries: ChunkStore,
+        database: ChunkStore | None,
+        neighbors: NeighborTable | None,
+        *,
+        sequence_length: int,
+        num_neighbors: int = 2,
+        pad_id: int = 0,
+        retrieval: Retrieval = "on",
+        seed: int = 0,
+        score_last_position: bool = False,
+        retrieved_length: int | None = None,
+    ) -> None:
+        """retrieved_length: R, default twice the chunk length of the database; seed: of the shuffled control."""
+        self.queries, self.database, self.neighbors = queries, database, neighbors
+        self.chunk_length = queries.chunk_length
+        self.sequence_length, self.num_neighbors, self.pad_id = sequence_length, num_neighbors, pad_id
+        self.retrieval, self.seed, self.score_last_position = retrieval, seed, score_last_position
+        if sequence_length < 1 or sequence_length % self.chunk_length:
+            nearest = max(1, sequence_length // self.chunk_length) * self.chunk_length
+            raise ConfigError(
+                f"sequence_length: expected a multiple of the chunk length {self.chunk_length}, found "
+                f"{sequence_length}; use for instance {nearest}"
+            )
+        self.sequence_chunks = sequence_length // self.chunk_length
+        if retrieval not in ("on", "off", "shuffled"):
+            raise ConfigError(f"retrieval: expected 'on', 'off' or 'shuffled', found {retrieval!r}")
+        if seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, found {seed}")
+        self.retrieved_length = 0
+        if retrieval != "off":
+            self._check_retrieval()
+            assert database is not None
+            self.retrieved_length = 2 * database.chunk_length if retrieved_length is None else retrieved_length
+            if self.retrieved_length < 1:
+                raise ConfigError(f"retrieved_length: expected 1 or more, found {retrieved_length}")
+        if retrieval == "shuffled" and queries.num_chunks < 2:
+            raise ConfigError("retrieval 'shuffled' needs at least two chunks to exchange neighbors")
+
+    def _check_retrieval(self) -> None:
+        if self.database is None or self.neighbors is None:
+            raise ConfigError(
+                f"retrieval {self.retrieval!r} needs a database and a neighbor table, and this split has none; "
+                "run find_neighbors for it, or set retrieval to 'off'"
+            )
+        if self.database.tokens.tokenizer_fingerprint != self.queries.tokens.tokenizer_fingerprint:
+            raise ArtifactMismatchError(
+                f"{self.database.folder}: expected tokens of tokenizer {self.queries.tokens.tokenizer_fingerprint}, as the "
+                f"queries have, found {self.database.tokens.tokenizer_fingerprint}; tokenize both with one tokenizer"
+            )
+        made_for = self.neighbors.sequence_chunks
+        if made_for is not None and made_for != self.sequence_chunks:
+            raise ArtifactMismatchError(
+                f"{self.neighbors.folder}: expected neighbors for sequences of {self.sequence_chunks} chunks, found "
+                f"{made_for}; set sequence_length to {made_for * self.chunk_length}, or run find_neighbors with "
+                f"sequence_chunks={self.sequence_chunks}"
+            )
+        if not 1 <= self.num_neighbors <= self.neighbors.k:
+            raise ConfigError(
+                f"num_neighbors: expected 1 to {self.neighbors.k}, which {self.neighbors.folder} holds, found "
+                f"{self.num_neighbors}; lower it, or run find_neighbors with keep={self.num_neighbors}"
+            )
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return (self.queries.num_chunks + self.sequence_chunks - 1) // self.sequence_chunks
+
+    def __getitem__(self, sample: int) -> RetroBatch:
+        """One sequence, as a batch of one."""
+        return self.__getitems__([sample])
+
+    def __getitems__(self, samples: list[int] | np.ndarray) -> RetroBatch:
+        """The sequences of the given numbers, in this order. Raises IndexError for one that there is not."""
+        sample_ids = np.asarray(samples, dtype=np.int64).reshape(-1)
+        if len(sample_ids) and not 0 <= int(sample_ids.min()) <= int(sample_ids.max()) < len(self):
+            raise IndexError(
+                f"sequences: expected 0 to {len(self) - 1}, found {sample_ids.min()} to {sample_ids.max()}"
+            )
+        count, length = self.sequence_chunks, self.chunk_length
+        chunks = sample_ids[:, None] * count + np.arange(count)
+        chunks[chunks >= self.queries.num_chunks] = -1
+        tokens, targets, scored, same_next = self._read_sequences(chunks)
+        if not self.score_last_position:
+            scored[:, -1] = False
+        neighbors, mask = None, None
+        if self.retrieval != "off":
+            # A chunk whose successor is the same document's is full, so the position that its neighbors serve first,
+            # its own last one, predicts a token of that document: that position is scored or all of them are masked.
+            useful = same_next & scored[:, length - 1 :: length]
+            neighbors, mask = self._read_neighbors(chunks, useful)
+        return RetroBatch(tokens, targets, scored, neighbors, mask, chunks, sample_ids)
+
+    def _read_sequences(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], scored bool [B, N], and bool [B, L]:
+        whether the next chunk is of the same document."""
+        batch, count = chunks.shape
+        length = self.chunk_length
+        flat = chunks.reshape(-1)
+        # One token more than the chunk: the target of its last position lies right behind it in the token store.
+        tokens, real = self.queries.gather_neighbors(flat, self.pad_id, length + 1)
+        shape = (batch, count * length)
+        scored = real[:, 1:].reshape(shape)
+        return tokens[:, :-1].reshape(shape), tokens[:, 1:].reshape(shape), scored, real[:, -1].reshape(chunks.shape)
+
+    def _read_neighbors(self, chunks: np.ndarray, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbor tokens int32 [B, L, K, R] and mask; nothing is read for chunks that are not useful [B, L]."""
+        assert self.database is not None
+        ids = np.full((*chunks.shape, self.num_neighbors), -1, dtype=np.int64)
+        ids[useful] = self._neighbor_ids(chunks, useful)
+        return self.database.gather_neighbors(ids, self.pad_id, self.retrieved_length)
+
+    def _neighbor_ids(self, chunks: np.ndarray, useful: np.ndarray) -> np.ndarray:
+        """Neighbor ids int64 [n, K] of the n useful chunks of chunks [B, L]."""
+        assert self.neighbors is not None and self.database is not None
+        wanted = chunks[useful]
+        if self.retrieval == "on":
+            return self.neighbors.rows(wanted, self.num_neighbors)
+        found = self.neighbors.rows(self._exchange[wanted], self.num_neighbors)
+        row = np.broadcast_to(np.arange(len(chunks))[:, None], chunks.shape)
+        there = chunks >= 0
+        keys = self.queries.document_keys(chunks[there])
+        found[same_document(found, row[useful], keys, row[there], self.database)] = -1
+        return found
+
+    @cached_property
+    def _exchange(self) -> np.ndarray:
+        return derange(self.queries.documents(np.arange(self.queries.num_chunks)), self.seed)
+
+    def verify(self) -> None:
+        """Check the artifacts as a whole; reads them all. Raises ArtifactCorruptError."""
+        self.queries.verify()
+        if self.database is not None and self.database.folder != self.queries.folder:
+            self.database.verify()
+        if self.neighbors is not None:
+            self.neighbors.verify()
+
+
+def derange(documents: np.ndarray, seed: int) -> np.ndarray:
+    """Permutation int64 [n] without a fixed point, a pure function of its arguments: entry i is the chunk whose
+    neighbors chunk i is given, of another document wherever the documents int64 [n] allow it to be found."""
+    count = len(documents)
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0x5AFF1E], dtype=np.uint64)))
+    cycle = generator.permutation(count)
+    # One cycle through all chunks in random order has no fixed point.
+    out = np.empty(count, dtype=np.int64)
+    out[cycle] = np.roll(cycle, -1)
+    for i in np.flatnonzero(documents[out] == documents):
+        if documents[out[i]] != documents[i]:
+            continue  # an earlier exchange has mended it
+        for tries in (64, 4096):
+            partners = generator.integers(0, count, size=tries)
+            good = (documents[out[partners]] != documents[i]) & (documents[out[i]] != documents[partners])
+            if good.any():
+                j = partners[int(np.argmax(good))]
+                out[i], out[j] = out[j], out[i]
+                break
+    return out

@@ -1,0 +1,163 @@
+"""Micro-batches for training, in the global sample order, from any position, for any number of ranks and workers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+
+from retro.config.errors import ConfigError
+from retro.data.batch import RetroBatch
+from retro.data.dataset import RetroDataset
+from retro.data.order import SampleStream
+
+
+class TrainLoader:
+    """Endless micro-batches of one rank.
+
+    Step t trains on the positions [start_sample + t G, start_sample + (t + 1) G) of the sample stream (order.py), G =
+    global_batch. Rank r of W takes the r-th of W equal parts of them, cut into micro-batches. So the samples of a step
+    depend on neither W nor the workers, and training continues from any number of samples, with another W or G.
+
+    num_workers 0: a thread prepares `prefetch` micro-batches ahead; more: that many processes do. Iterating again
+    continues after the last micro-batch that was taken; batches prepared but not taken are prepared again.
+    Raises ConfigError if the sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        dataset: RetroDataset,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        start_sample: int = 0,
+        num_workers: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world", world)):
+            if value < 1:
+                raise ConfigError(f"{name}: expected 1 or more, found {value}")
+        for name, value in (("start_sample", start_sample), ("num_workers", num_workers), ("seed", seed)):
+            if value < 0:
+                raise ConfigError(f"{name}: expected 0 or more, found {value}")
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank: expected 0 to {world - 1}, found {rank}")
+        if global_batch % (micro_batch * world):
+            raise ConfigError(
+                f"global_batch: expected a multiple of micro_batch {micro_batch} x {world} processes = "
+                f"{micro_batch * world} sequences, found {global_batch}"
+            )
+        if len(dataset) == 0:
+            raise ConfigError("the data set has no sequence to train on")
+        self.dataset, self.global_batch, self.micro_batch = dataset, global_batch, micro_batch
+        self.rank, self.world, self.seed = rank, world, seed
+        self.num_workers, self.prefetch = num_workers, max(1, prefetch)
+        self.micro_batches_per_step = global_batch // (micro_batch * world)
+        self._start = start_sample
+        self._taken = 0  # micro-batches
+
+    @property
+    def samples_consumed(self) -> int:
+        """Position in the stream after the last complete step whose micro-batches were all taken: what a checkpoint
+        keeps and `start_sample` takes."""
+        return self._start + self._taken // self.micro_batches_per_step * self.global_batch
+
+    def __iter__(self) -> Iterator[RetroBatch]:
+        self._taken -= self._taken % self.micro_batches_per_step  # a step is taken whole
+        batches = self._from_workers() if self.num_workers else self._from_thread()
+        try:
+            for batch in batches:
+                self._taken += 1
+                yield batch
+        finally:
+            batches.close()
+
+    def _sample_ids(self) -> Iterator[list[int]]:
+        """Sample ids of this rank's micro-batches from the current position on."""
+        stream = SampleStream(len(self.dataset), self.seed)
+        share = self.global_batch // self.world
+        position = self.samples_consumed
+        while True:
+            first = position + self.rank * share
+            ids = stream.take(first, first + share)
+            for start in range(0, share, self.micro_batch):
+                yield ids[start : start + self.micro_batch].tolist()
+            position += self.global_batch
+
+    def _from_thread(self) -> Generator[RetroBatch, None, None]:
+        ready: queue.Queue[RetroBatch | BaseException] = queue.Queue(maxsize=self.prefetch)
+        stop = threading.Event()
+        ids = self._sample_ids()
+
+        def put(item: RetroBatch | BaseException) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                while put(self.dataset.__getitems__(next(ids))):
+                    pass
+            except BaseException as error:  # raised again where the batch is awaited
+                put(error)
+
+        thread = threading.Thread(target=work, name="retro-loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _from_workers(self) -> Generator[RetroBatch, None, None]:
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            self.dataset,  # type: ignore[arg-type]
+            batch_sampler=_Batches(self._sample_ids()),
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch,
+            # A forked child of a process whose libraries have started threads can hang.
+            multiprocessing_context="spawn",
+        )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            batches._shutdown_workers()
+
+
+class _Batches:
+    """What DataLoader wants of a batch sampler: something to iterate."""
+
+    def __init__(self, ids: Iterator[list[int]]) -> None:
+        self._ids = ids
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._ids
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def iter_batches(dataset: RetroDataset, batch: int, limit: int | None = None) -> Iterator[RetroBatch]:
+    """The sequences 0, 1, ... in order, `batch` at a time, each once; limit: only the first so many sequences."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    for start in range(0, count, batch):
+        yield dataset.__getitems__(np.arange(start, min(start + batch, count)))

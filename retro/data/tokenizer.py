@@ -1,0 +1,283 @@
+"""Text to token ids and back: sentencepiece or Hugging Face tokenizers behind one interface.
+
+Artifact kind "tokenizer": `tokenizer.model` (sentencepiece) or `tokenizer.json` (Hugging Face), and
+`tokenizer_config.json` {"kind", "vocab_size", "bos_id", "eos_id", "pad_id", "lossless"}.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro.artifacts.manifest import open_manifest
+from retro.config.errors import ArtifactCorruptError, ConfigError
+
+TOKENIZER_KIND = "tokenizer"
+CONFIG_NAME = "tokenizer_config.json"
+SENTENCEPIECE_NAME = "tokenizer.model"
+HUGGINGFACE_NAME = "tokenizer.json"
+
+# sentencepiece writes a space as this character and reads both as a space.
+_SPACE = "\u2581"
+
+
+class Tokenizer(ABC):
+    """Encodes text without special tokens; ids are 0..vocab_size-1.
+
+    bos_id, eos_id, pad_id: special tokens; where a tokenizer has fewer they may be equal (padding is told from tokens
+    by masks, never by its id). lossless: decode(encode(text)) == text for every text. fingerprint: of the artifact.
+    """
+
+    kind: str
+
+    def __init__(
+        self, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, lossless: bool, fingerprint: str
+    ) -> None:
+        self.vocab_size, self.bos_id, self.eos_id, self.pad_id = vocab_size, bos_id, eos_id, pad_id
+        self.lossless, self.fingerprint = lossless, fingerprint
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Token ids of each text, without special tokens; what looks like one in the text is text.
+
+        num_threads: speed only.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special tokens give nothing, bytes that are not UTF-8 the replacement character."""
+
+    @abstractmethod
+    def _piece_bytes(self) -> list[bytes]:
+        """UTF-8 bytes that each id stands for; special tokens b''."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without special tokens."""
+        return self.encode_batch([text])[0]
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        pieces = self._piece_bytes()
+        for special in (self.bos_id, self.eos_id, self.pad_id):
+            pieces[special] = b""
+        return pieces
+
+    def token_byte_lengths(self) -> np.ndarray:
+        """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special tokens.
+
+        For a lossless tokenizer the sum over the tokens of a text is the text's number of bytes.
+        """
+        return np.array([len(piece) for piece in self._bytes], dtype=np.int32)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token, for display; together they are the text of all.
+
+        A character that several tokens spell in bytes appears with the last of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        out = [decoder.decode(self._bytes[i]) for i in ids]
+        if out:
+            out[-1] += decoder.decode(b"", final=True)
+        return out
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model. Trained by this project (lossless), or anybody's."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, bos_id: int, eos_id: int, pad_id: int, lossless: bool, fingerprint: str) -> None:
+        self._model = model
+        self._processor = load_sentencepiece(model)
+        super().__init__(self._processor.vocab_size(), bos_id, eos_id, pad_id, lossless, fingerprint)
+        # The three bytes of U+2581, which a lossless tokenizer must not confuse with a space.
+        byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode("utf-8")]
+        self._space_ids = byte_ids if lossless else []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._model, self.bos_id, self.eos_id, self.pad_id, self.lossless, self.fingerprint)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """See Tokenizer."""
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=num_threads)
+        if self._space_ids:
+            for i, text in enumerate(texts):
+                if _SPACE in text:
+                    ids[i] = self._encode_around_space_sign(text)
+        return ids
+
+    def _encode_around_space_sign(self, text: str) -> list[int]:
+        out: list[int] = []
+        for i, part in enumerate(text.split(_SPACE)):
+            out += self._space_ids if i else []
+            out += self._processor.encode(part)
+        return out
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See Tokenizer."""
+        if self.lossless:
+            return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
+        return str(self._processor.decode([int(i) for i in ids if self._bytes[i]]))
+
+    def _piece_bytes(self) -> list[bytes]:
+        model = self._processor
+        out = []
+        for i in range(self.vocab_size):
+            if model.is_control(i) or model.is_unknown(i) or model.is_unused(i):
+                out.append(b"")
+            elif model.is_byte(i):
+                out.append(bytes([int(model.id_to_piece(i)[3:5], 16)]))
+            else:
+                out.append(model.id_to_piece(i).replace(_SPACE, " ").encode("utf-8"))
+        return out
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json, through the `tokenizers` package."""
+
+    kind = "huggingface"
+
+    def __init__(self, content: str, bos_id: int, eos_id: int, pad_id: int, fingerprint: str) -> None:
+        self._content = content
+        self._tokenizer = load_huggingface(content)
+        self._description = json.loads(content)
+        lossless = _names(self._description.get("decoder")) == {"ByteLevel"} and not self._description.get("normalizer")
+        # The highest id, not the number of tokens: numberings have holes.
+        vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        super().__init__(vocab_size, bos_id, eos_id, pad_id, lossless, fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content, self.bos_id, self.eos_id, self.pad_id, self.fingerprint)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """See Tokenizer. Threads are those of the `tokenizers` package (TOKENIZERS_PARALLELISM)."""
+        if num_threads == 1:
+            return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See Tokenizer."""
+        if self.lossless:
+            return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _piece_bytes(self) -> list[bytes]:
+        added = {int(t["id"]): t for t in self._description.get("added_tokens", [])}
+        decoders = _names(self._description.get("decoder"))
+        out = []
+        for i in range(self.vocab_size):
+            piece = self._tokenizer.id_to_token(i)
+            if i in added:
+                out.append(b"" if added[i]["special"] else str(added[i]["content"]).encode("utf-8"))
+            elif piece is None:  # a hole in the numbering
+                out.append(b"")
+            elif "ByteLevel" in decoders:
+                out.append(bytes(_BYTE_OF_CHARACTER[c] for c in piece))
+            elif "ByteFallback" in decoders and len(piece) == 6 and piece.startswith("<0x"):
+                out.append(bytes([int(piece[3:5], 16)]))
+            elif "ByteFallback" in decoders or "Metaspace" in decoders:
+                out.append(piece.replace(_SPACE, " ").encode("utf-8"))
+            else:
+                out.append(self._tokenizer.decode([i]).encode("utf-8"))
+        return out
+
+
+def open_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a finished artifact of kind "tokenizer".
+
+    Raises ArtifactError subclasses where the folder does not hold one.
+    """
+    folder = Path(folder)
+    manifest = open_manifest(folder, TOKENIZER_KIND)
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        ids = {name: int(config[name]) for name in ("bos_id", "eos_id", "pad_id")}
+        tokenizer: Tokenizer
+        if config["kind"] == SentencePieceTokenizer.kind:
+            model = (folder / SENTENCEPIECE_NAME).read_bytes()
+            lossless = bool(config["lossless"])
+            tokenizer = SentencePieceTokenizer(model, **ids, lossless=lossless, fingerprint=manifest.fingerprint)
+        elif config["kind"] == HuggingFaceTokenizer.kind:
+            content = (folder / HUGGINGFACE_NAME).read_text(encoding="utf-8")
+            tokenizer = HuggingFaceTokenizer(content, **ids, fingerprint=manifest.fingerprint)
+        else:
+            raise ValueError(f"unknown kind {config['kind']!r}")
+        if config["vocab_size"] != tokenizer.vocab_size or not all(0 <= i < tokenizer.vocab_size for i in ids.values()):
+            raise ValueError(f"{path.name} says {config}, the model has {tokenizer.vocab_size} tokens")
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ArtifactCorruptError(f"{folder}: not a usable tokenizer ({error}); make it again") from None
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, content: bytes) -> None:
+    """Write the files of a tokenizer artifact; `content`: the sentencepiece model or the tokenizer.json."""
+    name = SENTENCEPIECE_NAME if tokenizer.kind == SentencePieceTokenizer.kind else HUGGINGFACE_NAME
+    (folder / name).write_bytes(content)
+    config = {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "lossless": tokenizer.lossless,
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_sentencepiece(model: bytes) -> Any:
+    """A sentencepiece processor of a serialised model. Raises ConfigError where the bytes are not one."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        raise ConfigError("not a sentencepiece model") from None
+    return processor
+
+
+def load_huggingface(content: str) -> Any:
+    """A `tokenizers.Tokenizer` of the content of a tokenizer.json. Raises ConfigError where it is not one."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ConfigError(
+            "a Hugging Face tokenizer needs the package tokenizers; pip install 'retro-pretraining[transformers]'"
+        ) from None
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the package raises bare Exception
+        raise ConfigError(f"not a tokenizer.json ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # A document that writes about "<|endoftext|>" does not end there.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _names(part: Any) -> set[str]:
+    """Types of a component of tokenizer.json, through sequences."""
+    if not isinstance(part, dict):
+        return set()
+    if part.get("type") == "Sequence":
+        return {name for item in part.get("decoders", []) for name in _names(item)}
+    return {str(part.get("type"))}
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
