@@ -1,0 +1,292 @@
+"""Tables as plain rows, and their rendering for a terminal. The HTML report shows the same rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+import unicodedata
+
+from retro.analysis.bootstrap import Estimate
+from retro.analysis.comparison import Comparison
+from retro.analysis.perplexity import PerplexityComparison
+from retro.analysis.questions import QuestionComparison
+from retro.analysis.wording import duration, headline, percent, supporting_sentences
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """cells: text per column; series: key of the series the row is about (its colour), or None; estimate: what a small
+    interval drawing would show (reference = 0), or None; group: heading above the row when it changes."""
+
+    cells: tuple[str, ...]
+    series: str | None = None
+    estimate: Estimate | None = None
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """title, column heads, rows. Columns after the first `text_columns` are numbers; `optional` ones are left out, the
+    first named first, where a terminal is too narrow."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    text_columns: int = 1
+    caption: str = ""
+    optional: tuple[int, ...] = ()
+
+
+def figure(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
+    """'2.113 [2.091, 2.135]'; '-' where there is nothing."""
+    if estimate.value is None:
+        return "-"
+    form = f"{'+' if signed else ''}.{digits}f"
+    text = format(round(estimate.value, digits) + 0.0, form)
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{round(estimate.low, digits) + 0.0:{form}}, {round(estimate.high, digits) + 0.0:{form}}]"
+
+
+def percentage(estimate: Estimate) -> str:
+    """'-4.0% [-4.6, -3.4]'."""
+    if estimate.value is None:
+        return "-"
+    text = percent(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{percent(estimate.low)[:-1]}, {percent(estimate.high)[:-1]}]"
+
+
+def perplexity_table(result: PerplexityComparison) -> Table:
+    """Bits per byte of every series over every subset, and the difference to the reference."""
+    labels = result.labels()
+    reference = result.main[0]
+    rows = []
+    for subset in result.subsets:
+        group = f"{subset.title} ({subset.chunks:,} chunks, {subset.documents:,} documents)"
+        for item in result.series:
+            contrast = result.contrast(item.key, reference, subset.key)
+            if contrast is None and len(result.main) == 1:  # one run: what the other modes cost against the main one
+                mirrored = result.contrast(reference, item.key, subset.key)
+                relative = _inverted(mirrored.relative) if mirrored else None
+                gain = _negated(mirrored.gain) if mirrored else None
+            else:
+                relative, gain = (contrast.relative, contrast.gain) if contrast else (None, None)
+            rows.append(
+                Row(
+                    (
+                        labels[item.key],
+                        figure(result.score(item.key, subset.key)),
+                        figure(gain, 4, signed=True) if gain else "",
+                        percentage(relative) if relative else "",
+                    ),
+                    series=item.key,
+                    estimate=relative,
+                    group=group,
+                )
+            )
+    against = labels[reference]
+    return Table(
+        f"Bits per byte, {result.name}",
+        ("model", "bits per byte", f"{against} minus it", f"change against {against}"),
+        tuple(rows),
+        caption=(
+            f"[low, high]: 95% interval, paired bootstrap over documents, {result.draws:,} draws. Lower bits per byte "
+            f"is better; '{against} minus it' is positive where the row's model is better."
+            + _left_out(result.left_out, "chunks")
+        ),
+        optional=(2,),
+    )
+
+
+def controls_table(result: PerplexityComparison) -> Table | None:
+    """Within each run: its main mode against its own other modes, over all chunks; None if there are none."""
+    labels = result.labels()
+    rows = []
+    for item in result.contrasts:
+        same_run = item.candidate.rpartition("/")[0] == item.reference.rpartition("/")[0]
+        if item.subset == "all" and same_run:
+            cells = (
+                f"{labels[item.candidate]} against {labels[item.reference]}",
+                figure(item.gain, 4, signed=True),
+                percentage(item.relative),
+            )
+            rows.append(Row(cells, item.reference, item.relative))
+    if not rows:
+        return None
+    return Table("The same weights, other neighbors", ("comparison", "gain, bits per byte", "change"), tuple(rows))
+
+
+def bucket_table(result: PerplexityComparison) -> Table | None:
+    """Gain of every other run's main series by overlap bucket; None without r(C)."""
+    if not result.buckets:
+        return None
+    labels = result.labels()
+    pairs = main_pairs(result)
+    several = len(pairs) > 1
+    rows = []
+    for subset in result.buckets:
+        for candidate, reference in pairs:
+            contrast = result.contrast(candidate, reference, subset.key)
+            if contrast is None:
+                continue
+            cells = (
+                subset.title,
+                *((labels[candidate],) if several else ()),
+                f"{subset.chunks:,}",
+                figure(contrast.gain, 3, signed=True),
+                percentage(contrast.relative),
+            )
+            rows.append(Row(cells, candidate, contrast.relative))
+    heads = ("r(C)", *(("model",) if several else ()), "chunks", "gain, bits per byte", "change")
+    return Table("Gain by overlap with retrieved text", heads, tuple(rows), text_columns=1 + several)
+
+
+def main_pairs(result: PerplexityComparison) -> list[tuple[str, str]]:
+    """(candidate, reference) of the comparison's main question."""
+    if len(result.main) > 1:
+        return [(key, result.main[0]) for key in result.main[1:]]
+    run = result.main[0].rpartition("/")[0]
+    return [(f"{run}/on", f"{run}/off")] if result.contrast(f"{run}/on", f"{run}/off") else []
+
+
+def question_table(result: QuestionComparison) -> Table:
+    """Exact match and F1 in percent, and the difference to the reference in percentage points."""
+    labels = result.labels()
+    reference = result.series[0].key
+    rows = []
+    for score in result.scores:
+        contrast = next((c for c in result.contrasts if c.candidate == score.series and c.reference == reference), None)
+        rows.append(
+            Row(
+                (
+                    labels[score.series],
+                    figure(_scaled(score.exact_match), 1),
+                    figure(_scaled(score.f1), 1),
+                    figure(_scaled(contrast.exact_match), 1, signed=True) if contrast else "",
+                    figure(_scaled(contrast.f1), 1, signed=True) if contrast else "",
+                ),
+                series=score.series,
+            )
+        )
+    for name, values in result.controls.items():
+        cells = (f"control: {name}", f"{100 * values['exact_match']:.1f}", f"{100 * values['f1']:.1f}", "", "")
+        rows.append(Row(cells))
+    against = labels[reference]
+    heads = ("model", "exact match, %", "F1, %", f"EM minus {against}", f"F1 minus {against}")
+    caption = (
+        f"{result.questions:,} questions, 95% interval from a paired bootstrap over {result.units:,} {result.unit}. "
+        "Higher is better; differences are in percentage points." + _left_out(result.left_out, "questions")
+    )
+    return Table(f"Question answering, {result.name}", heads, tuple(rows), caption=caption, optional=(4, 3))
+
+
+def training_table(comparison: Comparison) -> Table:
+    """Size, training time, speed and last validation of every run."""
+    rows = []
+    for run in comparison.runs:
+        t = run.training
+        rows.append(
+            Row(
+                (
+                    run.title if run.title == run.name else f"{run.title} ({run.name})",
+                    f"{run.parameters / 1e6:.2f} M" if run.parameters else "-",
+                    f"{t.steps:,}" if t else "-",
+                    f"{t.tokens / 1e6:.2f} M" if t else "-",
+                    duration(t.elapsed_s) if t else "-",
+                    f"{t.tokens_per_s:,.0f}" if t and t.tokens_per_s else "-",
+                    f"{run.eval_tokens_per_s:,.0f}" if run.eval_tokens_per_s else "-",
+                    f"{t.validation_loss:.3f}" if t and t.validation_loss is not None else "-",
+                ),
+            )
+        )
+    heads = (
+        "run", "parameters", "steps", "tokens", "training time", "tokens/s, training", "tokens/s, evaluation",
+        "last validation loss",
+    )  # fmt: skip
+    return Table("Training", heads, tuple(rows), optional=(6, 3, 1, 2))
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """The tables in the order of the report."""
+    tables: list[Table] = []
+    for result in comparison.perplexity:
+        extra = [controls_table(result), bucket_table(result)]
+        tables += [perplexity_table(result), *(t for t in extra if t is not None)]
+    tables += [question_table(result) for result in comparison.questions]
+    return [*tables, training_table(comparison)]
+
+
+def render_text(comparison: Comparison, width: int | None = None) -> str:
+    """The whole comparison for a terminal: headline, tables, notes. width: columns (default: the terminal's)."""
+    width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
+    wrapped = textwrap.wrap(headline(comparison), width)
+    lines = ["", *wrapped, ""]
+    for sentence in supporting_sentences(comparison):
+        lines += textwrap.wrap(sentence, width, initial_indent="  * ", subsequent_indent="    ")
+    for table in all_tables(comparison):
+        lines += ["", *_render_table(table, width)]
+    if comparison.notes:
+        lines += ["", "Notes"]
+        notes = textwrap.TextWrapper(
+            width, initial_indent="  * ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+        for note in comparison.notes:
+            lines += notes.wrap(note)
+    return "\n".join(lines) + "\n"
+
+
+def _render_table(table: Table, width: int) -> list[str]:
+    widths = [
+        max([_cells(head)] + [_cells(row.cells[column]) for row in table.rows])
+        for column, head in enumerate(table.heads)
+    ]
+    shown = list(range(len(table.heads)))
+    for column in table.optional:
+        if sum(widths[c] + 2 for c in shown) > width:
+            shown.remove(column)
+
+    def line(cells: tuple[str, ...]) -> str:
+        parts = []
+        for column in shown:
+            pad = " " * (widths[column] - _cells(cells[column]))
+            parts.append(cells[column] + pad if column < table.text_columns else pad + cells[column])
+        return ("  " + "  ".join(parts)).rstrip()
+
+    rule = "  " + "-" * (sum(widths[c] + 2 for c in shown) - 2)
+    lines = [table.title, line(table.heads), rule]
+    group = ""
+    for row in table.rows:
+        if row.group and row.group != group:
+            lines.append(f"  {row.group}")
+            group = row.group
+        lines.append(line(row.cells))
+    if table.caption:
+        lines += textwrap.wrap(table.caption, width, initial_indent="  ", subsequent_indent="  ")
+    return lines
+
+
+def _cells(text: str) -> int:
+    """Columns that `text` takes on a terminal."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _left_out(count: int, what: str) -> str:
+    return f" Left out of every row: {count:,} {what} for which some row has no score." if count else ""
+
+
+def _scaled(estimate: Estimate) -> Estimate:
+    return Estimate(*(None if v is None else 100 * v for v in (estimate.value, estimate.low, estimate.high)))
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    value, low, high = (None if v is None else -v for v in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value, high, low)
+
+
+def _inverted(relative: Estimate) -> Estimate:
+    """Change of the reference against the candidate, from candidate / reference - 1."""
+    turned = [None if v is None else 1 / (1 + v) - 1 for v in (relative.value, relative.low, relative.high)]
+    return Estimate(turned[0], turned[2], turned[1])
