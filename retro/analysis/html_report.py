@@ -135,9 +135,9 @@ class _Page:
         run, samples = found
         intro = (
             "<p>Test chunks, the text before each, and the neighbors that the model read while predicting it "
-            "(retrieved with the preceding chunk). The colour of a token is what retrieval saves on it; the samples are "
-            "the evaluation's choice, not the report's. Underlined in a neighbor: runs of four words or more that the test "
-            "chunk has too.</p>"
+            "(retrieved with the preceding chunk). The colour of a token is what retrieval saves on it; the samples "
+            "are the evaluation's choice, not the report's. Underlined in a neighbor: runs of four words or more that "
+            "the test chunk has too.</p>"
         )
         return "reader", "Reader", intro + render_reader(self.runs, run, samples)
 

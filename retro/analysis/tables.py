@@ -116,7 +116,8 @@ def controls_table(result: PerplexityComparison) -> Table | None:
             rows.append(Row(cells, item.reference, item.relative))
     if not rows:
         return None
-    return Table("The same weights, other neighbors", ("comparison", "gain, bits per byte", "change"), tuple(rows))
+    heads = ("comparison", "gain, bits per byte", "change")
+    return Table("The same weights, other neighbors", heads, tuple(rows), optional=(1,))
 
 
 def bucket_table(result: PerplexityComparison) -> Table | None:
