@@ -38,7 +38,7 @@ prep = [
     "datasets>=3",
     "zstandard>=0.22",
     "scipy>=1.11",
-    "datasketch>=1.6",
+    "datasketch>=2,<3",
     "pyarrow>=15",
 ]
 extras = {

@@ -299,6 +299,8 @@ def _check_names(shards: list[Shard]) -> None:
 def _remove_temporaries(folder: Path) -> None:
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(".*.tmp-*"), *(folder / RECORDS).glob(".*.tmp-*")]:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""The stages of one configuration, in order, each made from the finished folders of those before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.build_index import build_index_stage
+from data_prep.chunk import ChunkStage
+from data_prep.deduplicate import DeduplicateStage
+from data_prep.docs_questions import DocsQuestionsStage
+from data_prep.embed import EmbedStage, FitEmbedderStage
+from data_prep.find_neighbors import FindNeighborsStage
+from data_prep.ingest import IngestStage
+from data_prep.question_sequences import QuestionSequencesStage
+from data_prep.runner import Executor, run_stage
+from data_prep.stage import Stage
+from data_prep.tokenize_documents import TokenizeStage
+from data_prep.train_tokenizer import TokenizerStage
+from retro.artifacts.release import Split, write_release
+from retro.config.prep_retrieval import Bm25Config, IndexConfig
+from retro.config.prep_tokens import TokensConfig
+from retro.config.preparation import PrepConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline under a name of its own (`tokenize` is carried out once per set of splits)."""
+
+    name: str
+    build: Callable[[dict[str, Path]], Stage]
+
+
+def steps(config: PrepConfig) -> list[Step]:
+    """The steps in order. `build` is called with the folders of the steps before it, by name."""
+    root = Path(config.root)
+    found: list[Step] = []
+
+    def add(name: str, build: Callable[[dict[str, Path]], Stage]) -> None:
+        found.append(Step(name, build))
+
+    add("ingest", lambda done: IngestStage(config.ingest, cache=root / ".corpus-hashes.json"))
+    documents = "ingest"
+    if config.deduplicate is not None:
+        deduplicate = config.deduplicate
+        add("deduplicate", lambda done: DeduplicateStage(deduplicate, done["ingest"]))
+        documents = "deduplicate"
+    add("train_tokenizer", lambda done: TokenizerStage(config.tokenizer, done[documents]))
+    for splits in token_sets(config):
+        label = "+".join(splits)
+        tokens = TokensConfig(splits=splits, seed=config.token_order_seed)
+        add(
+            f"tokenize {label}",
+            lambda done, tokens=tokens: TokenizeStage(tokens, done[documents], done["train_tokenizer"]),  # type: ignore[misc]
+        )
+        add(f"chunk {label}", lambda done, label=label: ChunkStage(config.chunk, done[f"tokenize {label}"]))  # type: ignore[misc]
+    database = "chunk " + "+".join(sorted(config.database_splits))
+    if config.embed is not None:
+        embed = config.embed
+        add("fit_embedder", lambda done: FitEmbedderStage(embed, done[database]))
+        add("embed", lambda done: EmbedStage(embed, done[database], done["fit_embedder"]))
+    add("build_index", lambda done: build_index_stage(config.index, done[database], done.get("embed")))
+    if "bm25" in (config.neighbors.rerank, config.question_sequences.rerank if config.questions else None):
+        # A second index, for the order of the candidates only.
+        bm25 = IndexConfig(kind="bm25", bm25=Bm25Config())
+        add("build_index for rerank", lambda done: build_index_stage(bm25, done[database]))
+    for split in config.query_splits:
+        add(
+            f"find_neighbors {split}",
+            lambda done, split=split: FindNeighborsStage(  # type: ignore[misc]
+                config.neighbors,
+                queries=done[f"chunk {split}"],
+                database=done[database],
+                searcher=done["build_index"],
+                reranker=done["build_index for rerank"] if config.neighbors.rerank == "bm25" else None,
+                query_embeddings=done.get("embed") if database == f"chunk {split}" else None,
+            ),
+        )
+    if config.questions is not None:
+        questions = config.questions
+        add("questions", lambda done: DocsQuestionsStage(questions, done[documents]))
+        add(
+            "question_sequences",
+            lambda done: QuestionSequencesStage(
+                config.question_sequences,
+                questions=done["questions"],
+                database=done[database],
+                searcher=done["build_index"],
+                reranker=done["build_index for rerank"] if config.question_sequences.rerank == "bm25" else None,
+            ),
+        )
+    return found
+
+
+def token_sets(config: PrepConfig) -> list[tuple[str, ...]]:
+    """Sets of splits that get a token store: each query split by itself, and the database's splits together."""
+    sets = [(split,) for split in config.query_splits]
+    database = tuple(sorted(config.database_splits))
+    return sets if database in sets else [*sets, database]
+
+
+def workers(config: PrepConfig) -> int:
+    """Worker processes asked for."""
+    if config.workers:
+        return config.workers
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def iter_folders(config: PrepConfig) -> Iterator[tuple[Step, Stage, Path]]:
+    """(step, stage, output folder) for every step whose inputs are finished, in order; nothing is run."""
+    done: dict[str, Path] = {}
+    for step in steps(config):
+        stage = step.build(done)
+        folder = Path(config.root) / stage.folder_name()
+        yield step, stage, folder
+        if not (folder / "manifest.json").is_file():
+            return
+        done[step.name] = folder
+
+
+def run(config: PrepConfig, progress: bool = True) -> Path:
+    """Carry out every step that is not finished and write the release; returns the path of release.json."""
+    executor = Executor(workers=workers(config))
+    root = Path(config.root)
+    root.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Path] = {}
+    for step in steps(config):
+        done[step.name] = run_stage(step.build(done), root, executor, progress)
+    return release(config, done)
+
+
+def release(config: PrepConfig, done: dict[str, Path]) -> Path:
+    """Write release.json for the finished folders."""
+    database = "+".join(sorted(config.database_splits))
+    path = Path(config.root) / "release.json"
+    write_release(
+        path,
+        tokenizer=done["train_tokenizer"],
+        documents=done["deduplicate"] if config.deduplicate is not None else done["ingest"],
+        database_tokens=done[f"tokenize {database}"],
+        database_chunks=done[f"chunk {database}"],
+        searcher=done["build_index"],
+        splits={
+            split: Split(
+                tokens=done[f"tokenize {split}"],
+                chunks=done[f"chunk {split}"],
+                neighbors=done[f"find_neighbors {split}"],
+            )
+            for split in config.query_splits
+        },
+        questions={"docs": done["question_sequences"]} if config.questions is not None else {},
+    )
+    return path

@@ -1,0 +1,54 @@
+"""Configuration of a whole preparation: from a corpus to a release."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from retro.config.errors import ConfigError
+from retro.config.evaluation import QuestionsConfig, QuestionSequencesConfig
+from retro.config.prep import SPLIT_NAMES, DeduplicateConfig, IngestConfig
+from retro.config.prep_retrieval import EmbedConfig, IndexConfig, NeighborsConfig
+from retro.config.prep_tokens import ChunkConfig, TokenizerConfig
+
+
+@dataclass(frozen=True)
+class PrepConfig:
+    """`retro prep run CONFIG.yaml` (configs/prep/).
+
+    root: folder of the artifacts; workers: processes, 0 = one per core (speed only); database_splits: splits whose
+    chunks may be retrieved; query_splits: splits that get neighbors (their chunks are trained or evaluated on);
+    token_order_seed: of the shuffled document order; embed: null unless the index is over vectors;
+    questions: a question set made from the same documentation (null: none).
+    """
+
+    root: str
+    workers: int = 0
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    deduplicate: DeduplicateConfig | None = field(default_factory=DeduplicateConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    token_order_seed: int = 0
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    database_splits: tuple[str, ...] = ("train",)
+    query_splits: tuple[str, ...] = ("train", "valid", "test")
+    embed: EmbedConfig | None = None
+    index: IndexConfig = field(default_factory=IndexConfig)
+    neighbors: NeighborsConfig = field(default_factory=NeighborsConfig)
+    questions: QuestionsConfig | None = None
+    question_sequences: QuestionSequencesConfig = field(default_factory=QuestionSequencesConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("database_splits", "query_splits"):
+            splits = getattr(self, name)
+            if not splits:
+                raise ConfigError(f"{name}: expected at least one of {', '.join(SPLIT_NAMES)}, found none")
+            for split in splits:
+                if split not in SPLIT_NAMES:
+                    raise ConfigError(f"{name}: expected some of {', '.join(SPLIT_NAMES)}, found {split!r}")
+        if self.workers < 0:
+            raise ConfigError(f"workers: expected 0 (one per core) or more, found {self.workers}")
+        if self.index.kind == "vectors" and self.embed is None:
+            raise ConfigError("index.kind is 'vectors': add an embed section (kind: lexical or transformer)")
+        if self.index.kind == "bm25" and self.embed is not None:
+            raise ConfigError(
+                "embed is filled in, but index.kind is 'bm25', which reads no vectors; remove one of them"
+            )
