@@ -99,14 +99,15 @@ class Bm25Config:
 
     terms: "words" of the chunk's text, or LM "tokens" (no detokenisation); max_ngram: terms are 1 to so many adjacent
     words or tokens; k1, b: saturation of the term frequency and length normalisation; max_document_frequency: terms in
-    more than this share of the chunks are not searched for (faster; they weigh little); shard_chunks: chunks per
-    segment of the index.
+    more than this share of the chunks are not searched for (0.1 is two to three times faster than 1 on a corpus of
+    100,000 chunks, and nearly as good; on a tiny corpus it would leave nothing); shard_chunks: chunks per segment of
+    the index.
     """
 
-    terms: Literal["words", "tokens"] = "words"
-    max_ngram: int = 1
-    k1: float = 1.2
-    b: float = 0.75
+    terms: Literal["words", "tokens"] = "tokens"
+    max_ngram: int = 2
+    k1: float = 0.9
+    b: float = 0.4
     max_document_frequency: float = 1.0
     shard_chunks: int = 262144
 

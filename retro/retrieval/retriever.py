@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Candidates of a row whose overlap is computed at a time: few more than are needed, and a bounded amount of memory.
 _WAVE = 32
+# Candidates (rows x fetched) held at a time: over-fetching for a chunk of a very long document asks for many.
+_ENTRIES = 1 << 22
 
 
 class Retriever:
@@ -79,25 +81,27 @@ class Retriever:
         if n == 0 or self.database.num_chunks == 0:
             return ids, distances
         encoded = self.searcher.encode(token_rows) if encoded is None else encoded
-        reranked = self.reranker.encode(token_rows) if self.reranker else None
+        reranked: Any = self.reranker.encode(token_rows) if self.reranker else None
         rows, fetch = np.arange(n), min(max(self.candidates, k), self.database.num_chunks)
         while len(rows):
-            found_distances, found = self.searcher.search_encoded(self.searcher.take(encoded, rows), fetch)
-            exhausted = (found[:, -1] < 0) | (fetch >= self.database.num_chunks)
-            keep = self._allowed(found, exclusions.take(rows))
-            if self.max_overlap_tokens is not None:
-                wanted = fetch if self.reranker else k
-                keep = self._without_overlap([token_rows[row] for row in rows], found, keep, wanted)
-            enough = keep.sum(axis=1) >= k
-            done = enough | exhausted
-            kept_ids, kept_distances = compact(found[done], found_distances[done], keep[done])
-            if self.reranker is not None:
-                terms = self.reranker.take(reranked, rows[done])
-                kept_ids, kept_distances = self._rerank(self.reranker, terms, kept_ids)
-            width = min(k, kept_ids.shape[1])
-            ids[rows[done], :width] = kept_ids[:, :width]
-            distances[rows[done], :width] = kept_distances[:, :width]
-            rows, fetch = rows[~done], min(2 * fetch, self.database.num_chunks)
+            left = []
+            for part in np.array_split(rows, -(-len(rows) * fetch // _ENTRIES)):
+                found_distances, found = self.searcher.search_encoded(self.searcher.take(encoded, part), fetch)
+                exhausted = (found[:, -1] < 0) | (fetch >= self.database.num_chunks)
+                keep = self._allowed(found, exclusions.take(part))
+                if self.max_overlap_tokens is not None:
+                    wanted = fetch if self.reranker else k
+                    keep = self._without_overlap([token_rows[int(row)] for row in part], found, keep, wanted)
+                done = (keep.sum(axis=1) >= k) | exhausted
+                kept_ids, kept_distances = compact(found[done], found_distances[done], keep[done])
+                if self.reranker is not None:
+                    terms = self.reranker.take(reranked, part[done])
+                    kept_ids, kept_distances = self._rerank(self.reranker, terms, kept_ids)
+                width = min(k, kept_ids.shape[1])
+                ids[part[done], :width] = kept_ids[:, :width]
+                distances[part[done], :width] = kept_distances[:, :width]
+                left.append(part[~done])
+            rows, fetch = np.concatenate(left), min(2 * fetch, self.database.num_chunks)
         return ids, distances
 
     def _allowed(self, found: np.ndarray, exclusions: Exclusions) -> np.ndarray:

@@ -52,10 +52,10 @@ def _slow_scores(query: np.ndarray, chunks: list[np.ndarray], config: Bm25Config
 @pytest.mark.parametrize(
     "config",
     [
-        Bm25Config(terms="tokens"),
+        Bm25Config(terms="tokens", max_ngram=1),
         Bm25Config(terms="tokens", max_ngram=2, k1=0.8, b=0.3),
-        Bm25Config(terms="tokens", max_document_frequency=0.3),
-        Bm25Config(terms="words", k1=2.0, b=1.0),
+        Bm25Config(terms="tokens", max_ngram=1, max_document_frequency=0.3),
+        Bm25Config(terms="words", max_ngram=1, k1=2.0, b=1.0),
         Bm25Config(terms="words", max_ngram=2, b=0.0),
     ],
 )
@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_batching(tmp_path: Path) -> None:
 
 def test_every_option_changes_the_scores(tmp_path: Path) -> None:
     chunks = _rows(np.random.default_rng(5), 60)
-    options = [{}, {"terms": "words"}, {"max_ngram": 2}, {"k1": 0.5}, {"b": 0.1}, {"max_document_frequency": 0.1}]
+    options = [{}, {"terms": "words"}, {"max_ngram": 3}, {"k1": 0.5}, {"b": 0.1}, {"max_document_frequency": 0.1}]
     found = set()
     for number, option in enumerate(options):
         config = Bm25Config(**{"terms": "tokens", **option})  # type: ignore[arg-type]

@@ -166,3 +166,16 @@ def test_no_query_and_more_neighbors_than_chunks() -> None:
     retriever = Retriever(RankSearcher([[2, 0, 1]], 3), database)  # type: ignore[arg-type]
     assert retriever.retrieve([], 4)[0].shape == (0, 4)
     assert retriever.retrieve([np.array([0])], 5)[0].tolist() == [[2, 0, 1, -1, -1]]
+
+
+def test_rows_are_searched_in_parts_where_many_candidates_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = MemoryChunks([[3] * 40], 1)
+    generator = np.random.default_rng(0)
+    ranking = [generator.permutation(40).tolist() for _ in range(9)]
+    rows = [np.array([i]) for i in range(9)]
+    whole = Retriever(RankSearcher(ranking, 40), database, candidates=10).retrieve(rows, 7)  # type: ignore[arg-type]
+    monkeypatch.setattr("retro.retrieval.retriever._ENTRIES", 25)
+    searcher = RankSearcher(ranking, 40)
+    parts = Retriever(searcher, database, candidates=10).retrieve(rows, 7)  # type: ignore[arg-type]
+    assert parts[0].tolist() == whole[0].tolist() and parts[1].tolist() == whole[1].tolist()
+    assert len(searcher.calls) == 4 and all(n * k <= 30 for n, k in searcher.calls)
