@@ -42,6 +42,7 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
                     x_range=(0.0, max(float(max(line.x)) for line in lines) or 1.0),
                     x_format=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}",
                     table=False,
+                    x_name="step" if axis == "step" else word,
                 )
             )
     return charts
@@ -96,6 +97,7 @@ def leakage_charts(result: PerplexityComparison) -> list[Chart]:
         caption="r(C) is the longest run of tokens that a chunk shares with its ten nearest neighbors, as a share of "
         "the chunk. At α = 1 every chunk counts; to the left, only chunks that copy little.",
         x_ticks=ticks,
+        x_name="α =",
     )
     gain_lines = _gain_lines(result, curve.gain, alphas)
     if not gain_lines:
@@ -110,6 +112,7 @@ def leakage_charts(result: PerplexityComparison) -> list[Chart]:
         x_ticks=ticks,
         zero=True,
         y_format=lambda value: f"{value:+.4f}",
+        x_name="α =",
     )
     return [levels, gains]
 
@@ -136,6 +139,7 @@ def bucket_chart(result: PerplexityComparison) -> Chart | None:
         x_ticks=list(enumerate(names)),
         x_range=(-0.5, len(names) - 0.5),
         zero=True,
+        x_name="r(C) in",
         x_format=lambda value: names[min(max(round(value), 0), len(names) - 1)],
         y_format=lambda value: f"{value:+.4f}",
     )
@@ -163,6 +167,7 @@ def position_charts(result: PerplexityComparison) -> list[Chart]:
         caption="Only chunks that retrieval serves: not a sequence's first, nor a document's first.",
         x_ticks=ticks,
         x_range=(0.0, end + 1.0),
+        x_name="position",
         x_format=bin_name,
     )
     lines = _gain_lines(result, curve.gain, middles)
@@ -176,6 +181,7 @@ def position_charts(result: PerplexityComparison) -> list[Chart]:
         caption="Band: 95%, paired bootstrap over documents.",
         x_ticks=ticks,
         x_range=(0.0, end + 1.0),
+        x_name="position",
         zero=True,
         x_format=bin_name,
         y_format=lambda value: f"{value:+.3f}",

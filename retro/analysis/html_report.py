@@ -112,7 +112,7 @@ class _Page:
         if not self.comparison.notes:
             return ""
         items = "".join(f"<li>{_commands(note)}</li>" for note in self.comparison.notes)
-        return f'<aside class="notes"><h2>What is missing</h2><ul>{items}</ul></aside>'
+        return f'<aside class="notes"><h2>Missing or left out</h2><ul>{items}</ul></aside>'
 
     def leakage(self, result: PerplexityComparison) -> tuple[str, str, str] | None:
         charts = leakage_charts(result)
@@ -240,7 +240,7 @@ class _Page:
             for name, evaluation in run.evaluations.items():
                 split = evaluation.results.get("split")
                 config = evaluation.task if re.fullmatch(r"\w+", evaluation.task) else "..."
-                extra = f" split={split}" if isinstance(split, str) else ""
+                extra = f" split={split}" if isinstance(split, str) and evaluation.task == "perplexity" else ""
                 lines.append(f"retro eval configs/eval/{config}.yaml checkpoint={run.path}{extra}  # eval/{name}")
         lines.append(f"retro report {' '.join(str(run.path) for run in self.runs)}")
         return "\n".join(lines)

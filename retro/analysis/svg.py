@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 50
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,11 @@ class Chart:
     x_format: Callable[[float], str] = lambda value: f"{value:g}"
     y_format: Callable[[float], str] = lambda value: f"{value:.3f}"
     table: bool = True
+    x_name: str = ""  # short name of x in tooltips; empty = x_label
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (steps of 1, 2, 2.5 or 5 times a power of ten) inside [low, high], `count` or a few more or fewer."""
+    """Round numbers (steps of 1, 2, 2.5 or 5 times a power of ten) inside [low, high], about `count` of them."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low] if math.isfinite(low) else []
     rough = (high - low) / max(1, count)
@@ -216,7 +217,7 @@ def _hover_data(chart: Chart, px: Callable[[float], float], py: Callable[[float]
                 text += f" [{chart.y_format(low)}, {chart.y_format(high)}]"
             points.append([float(_n(px(x))), float(_n(py(y))), chart.x_format(x), text.replace("-", "−")])
         lines.append({"label": line.label, "role": line.role, "points": points})
-    return json.dumps({"x": chart.x_label, "lines": lines}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({"x": chart.x_name or chart.x_label, "lines": lines}, ensure_ascii=False, separators=(",", ":"))
 
 
 def _n(value: float) -> str:

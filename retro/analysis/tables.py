@@ -159,15 +159,19 @@ def question_table(result: QuestionComparison) -> Table:
     reference = result.series[0].key
     rows = []
     for score in result.scores:
-        contrast = next((c for c in result.contrasts if c.candidate == score.series and c.reference == reference), None)
+        contrast = next((c for c in result.contrasts if (c.candidate, c.reference) == (score.series, reference)), None)
+        mirrored = next((c for c in result.contrasts if (c.candidate, c.reference) == (reference, score.series)), None)
+        match, f1 = (contrast.exact_match, contrast.f1) if contrast else (None, None)
+        if contrast is None and mirrored is not None:
+            match, f1 = _negated(mirrored.exact_match), _negated(mirrored.f1)
         rows.append(
             Row(
                 (
                     labels[score.series],
                     figure(_scaled(score.exact_match), 1),
                     figure(_scaled(score.f1), 1),
-                    figure(_scaled(contrast.exact_match), 1, signed=True) if contrast else "",
-                    figure(_scaled(contrast.f1), 1, signed=True) if contrast else "",
+                    figure(_scaled(match), 1, signed=True) if match else "",
+                    figure(_scaled(f1), 1, signed=True) if f1 else "",
                 ),
                 series=score.series,
             )

@@ -155,7 +155,7 @@ def training_sentences(item: TrainingComparison, titles: dict[str, str], compari
             f"of training; {reference} took {duration(total)}."
         )
     elif item.equal_steps is not None:
-        sentences.append(f"{candidate} never reaches {reference}'s final validation loss.")
+        sentences.append(f"{candidate} did not reach {reference}'s final validation loss in this run.")
     return sentences
 
 

@@ -183,6 +183,16 @@ def test_one_run_alone(tmp_path):
         assert "One run only" in text
 
 
+def test_controls_of_one_run_are_shown_against_its_main_mode(tmp_path):
+    runs = load_runs([build_run(tmp_path / "retro", "retro", shape=SMALL)])
+    found = compare_runs(runs)
+    (questions,) = found.questions
+    on, off = (next(s for s in questions.scores if s.series == f"retro/{mode}") for mode in ("on", "off"))
+    expected = 100 * (off.exact_match.value - on.exact_match.value)
+    line = next(line for line in render_text(found, 200).splitlines() if "retrieval off" in line and "%" not in line)
+    assert f"{expected:+.1f} [" in line
+
+
 # ---------------------------------------------------------------- the reader
 
 
