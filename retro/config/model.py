@@ -103,11 +103,22 @@ class ModelConfig:
     cross_attention_layers: tuple[int, ...] = ()
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     init_std: float = 0.02
+    #: RMS-normalise token embeddings (decoder and encoder) before the first layer, without a learned scale.
+    embedding_norm: bool = False
+    #: "mimetic": queries and keys start equal, the output projection as a transposed value projection, so that a token
+    #: attends to its like and copies from there (after Trockman and Kolter 2023, "Mimetic Initialization of
+    #: Self-Attention Layers"). Applies to decoder self-attention and chunked cross-attention; needs `embedding_norm`.
+    attention_init: Literal["normal", "mimetic"] = "normal"
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "width", "num_layers", "num_heads", "head_width", "num_kv_heads")
         _require_positive(self, "ffn_width", "chunk_length")
-        for name, known in (("ffn", ("gelu", "swiglu")), ("norm", ("rmsnorm", "layernorm"))):
+        choices = (
+            ("ffn", ("gelu", "swiglu")),
+            ("norm", ("rmsnorm", "layernorm")),
+            ("attention_init", ("normal", "mimetic")),
+        )
+        for name, known in choices:
             value = getattr(self, name)
             _require(value in known, name, f"expected one of {', '.join(known)}, found {value!r}")
         _require_rate(self.dropout, "dropout")
@@ -116,6 +127,11 @@ class ModelConfig:
         _require(self.rotary_base > 1, "rotary_base", f"expected a number > 1, found {self.rotary_base}")
         layers = _checked_layers(self.cross_attention_layers, self.num_layers)
         object.__setattr__(self, "cross_attention_layers", layers)
+        _require(
+            self.attention_init == "normal" or self.embedding_norm,
+            "attention_init",
+            "'mimetic' needs embedding_norm: true (equal tokens are recognised by their normalised embeddings)",
+        )
         if self.head_width is None:
             _require(
                 self.width % self.num_heads == 0,

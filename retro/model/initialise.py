@@ -6,12 +6,12 @@ no other layer's start.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 from retro.config.model import ModelConfig
+from retro.model.mimetic import set_mimetic
+from retro.model.random_stream import stream
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -23,6 +23,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _initialise_one(name, parameter, config, seed)
+        if config.attention_init == "mimetic":
+            set_mimetic(model, config, seed)
 
 
 def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
@@ -33,8 +35,7 @@ def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int
     if name.endswith((".out.weight", ".down.weight")):
         layers = config.encoder.num_layers if name.startswith("encoder.") else config.num_layers
         std /= (2 * layers) ** 0.5
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = stream(seed, name)
     # Drawn on the CPU in float32 whatever the model's device and dtype: the start does not depend on them.
     drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
     parameter.copy_(drawn)

@@ -113,7 +113,7 @@ class RetroModel(nn.Module):
         length = tokens_BN.shape[1]
         first = self._first_chunk_length(length, first_chunk_length)
         plan = self._plan(tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first)
-        embedded = F.embedding(tokens_BN, self.embedding.weight)
+        embedded = self._embed(tokens_BN)
         positions = length if plan is None else max(length, 2 * self.config.chunk_length - 1, plan.tokens.shape[1])
         rotary = self._rotary(positions, self.config.rotary_width, embedded)
         retrieval = None if plan is None else self._retrieval(plan, embedded, rotary)
@@ -124,6 +124,13 @@ class RetroModel(nn.Module):
         if plan is None and neighbors_BLKR is not None and self.gate != 0.0 and torch.is_grad_enabled():
             x = x + self._zero_of_retrieval_parameters()
         return self.norm(x)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Token ids int64 [...] -> [..., D]."""
+        embedded = F.embedding(tokens, self.embedding.weight)
+        if self.config.embedding_norm:
+            embedded = F.rms_norm(embedded, (self.config.width,), eps=self.config.norm_eps)
+        return embedded
 
     def _first_chunk_length(self, length: int, given: int | None) -> int:
         chunk = self.config.chunk_length
@@ -176,7 +183,7 @@ class RetroModel(nn.Module):
             if plan.chunk_rows is not None:
                 chunks = chunks.index_select(0, plan.chunk_rows)
             return encoder(
-                F.embedding(plan.tokens, self.embedding.weight),
+                self._embed(plan.tokens),
                 plan.token_mask,
                 chunks,
                 rotary,

@@ -34,6 +34,8 @@ CHANGES: dict[str, object] = {
     "chunk_length": 8,
     "cross_attention_layers": (1, 3),
     "init_std": 0.05,
+    "embedding_norm": True,
+    "attention_init": "mimetic",
     "encoder_num_layers": 3,
     "encoder_width": 8,
     "encoder_num_heads": 4,
@@ -62,10 +64,15 @@ def logits(config: ModelConfig) -> tuple[dict[str, torch.Size], torch.Tensor]:
     return {n: p.shape for n, p in model.named_parameters()}, out
 
 
+# What a field needs besides to be allowed at all.
+NEEDS: dict[str, dict[str, object]] = {"attention_init": {"embedding_norm": True}}
+
+
 @pytest.mark.parametrize("field", CHANGES)
 def test_field_has_an_effect(field: str) -> None:
-    shapes, before = logits(TINY)
-    changed_shapes, after = logits(tiny(**{field: CHANGES[field]}))
+    needs = NEEDS.get(field, {})
+    shapes, before = logits(tiny(**needs))
+    changed_shapes, after = logits(tiny(**needs, **{field: CHANGES[field]}))
     same = before.shape == after.shape and torch.allclose(before, after, rtol=0, atol=1e-6)
     assert shapes != changed_shapes or not same
 
@@ -97,6 +104,8 @@ def test_number_of_heads_changes_the_function_not_the_parameters() -> None:
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"init_std": 0.0}, "init_std"),
         ({"rotary_base": 1.0}, "rotary_base"),
+        ({"attention_init": "mimetic"}, "'mimetic' needs embedding_norm"),
+        ({"attention_init": "zero"}, "attention_init: expected one of normal, mimetic"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, object], message: str) -> None:

@@ -55,6 +55,7 @@ def test_any_number_of_neighbors(neighbors: int) -> None:
         {"num_heads": 4, "num_kv_heads": 1, "smear_keys": True, "qk_norm": True},
         {"smear_keys": True},
         {"qk_norm": True},
+        {"embedding_norm": True},
         {"rotary_fraction": 0.5, "rotary_base": 100.0},
         {"head_width": 6, "rotary_fraction": 0.7},
         {"encoder_width": 8},

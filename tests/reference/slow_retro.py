@@ -39,7 +39,7 @@ class SlowRetro:
         """[N, V] for one sequence. neighbors[u][k] = the real tokens of a neighbor as (position i', token id)."""
         config = self.config
         pad = (len(tokens) - 1) % config.chunk_length if first_chunk_length is None else first_chunk_length - 1
-        stream = [self.weights["embedding.weight"][t] for t in tokens]
+        stream = [self.embed(t) for t in tokens]
         encoded: list[list[list[tuple[int, Tensor]]]] | None = None
         for number in range(1, config.num_layers + 1):
             name = f"layers.{number - 1}"
@@ -62,6 +62,11 @@ class SlowRetro:
             ]
         head = self.weights["embedding.weight" if config.tie_embeddings else "head.weight"]
         return torch.stack([head @ self.norm(x, "norm") for x in stream])
+
+    def embed(self, token: int) -> Tensor:
+        """Embedding of one token, scaled to mean square 1 where the configuration says so."""
+        x = self.weights["embedding.weight"][token]
+        return x / (x.pow(2).mean() + self.config.norm_eps).sqrt() if self.config.embedding_norm else x
 
     # --- chunks -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +157,7 @@ class SlowRetro:
         """Real tokens (i', id) of one neighbor of a chunk [(j, activation)] -> [(i', encoded)]."""
         config = self.config
         positions = [i for i, _ in neighbor]
-        xs = [self.weights["embedding.weight"][t] for _, t in neighbor]
+        xs = [self.embed(t) for _, t in neighbor]
         if config.encoder_width != config.width:
             xs = [self.linear(x, "encoder.input") for x in xs]
         for number in range(1, config.encoder.num_layers + 1):
