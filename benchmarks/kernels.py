@@ -1,4 +1,4 @@
-"""The two choices of implementation that rest on measurement: short attention in bfloat16, and the cross-entropy's block.
+"""The two choices of implementation that rest on measurement: short bfloat16 attention, and the cross-entropy's block.
 
     python benchmarks/kernels.py [--threads 1]
 

@@ -12,8 +12,9 @@ Three models take one step each in turn (A B C A B C ...), so that noise of the 
 
 Configuration: width 256, 8 layers, 4 heads of 64, GELU, sequence 512 in chunks of 64, 2 neighbors of 128 tokens,
 batch 4, vocabulary 16,384, untied, random tokens; forward, backward, AdamW; no data loading. Reported: medians, and
-the median of the ratios within a round with its quartiles. Rounds in which other processes used more than 0.08 cores
-are marked; with fewer than 5 quiet rounds the figures are called unreliable. --record adds the result to
+the median of the ratios within a round with its quartiles, of wall time and of CPU time. On a busy machine wall times
+mean nothing (rounds in which other processes used more than 0.08 cores are counted, and with fewer than 5 quiet rounds
+`wall_is_reliable` is false); the CPU time of a single thread (--threads 1) still does. --record adds the result to
 benchmarks/records/step_time.json.
 """
 
@@ -158,14 +159,16 @@ def measure(names: list[str], rounds: int, warmup: int, bf16: bool, compiled: bo
         for _, step in models.values():
             step(i)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     foreign = []
     for i in range(rounds):
         busy, own = cpu_seconds()
         start = time.perf_counter()
         for name, (_, step) in models.items():
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             step(i)
             seconds[name].append(time.perf_counter() - begin)
+            cpu[name].append(time.process_time() - begin_cpu)
         busy_after, own_after = cpu_seconds()
         foreign.append(max(0.0, (busy_after - busy) - (own_after - own)) / (time.perf_counter() - start))
     quiet = [i for i, load in enumerate(foreign) if load < 0.08]
@@ -173,26 +176,34 @@ def measure(names: list[str], rounds: int, warmup: int, bf16: bool, compiled: bo
     return {
         "rounds": rounds,
         "quiet_rounds": len(quiet),
-        "reliable": len(quiet) >= 5,
+        "wall_is_reliable": len(quiet) >= 5,
         "median_foreign_load": round(statistics.median(foreign[i] for i in used), 3),
-        "models": {name: summary(name, models[name][0], seconds, used) for name in names},
+        "models": {name: summary(name, models[name][0], seconds, cpu, used) for name in names},
     }
 
 
-def summary(name: str, model: nn.Module, seconds: dict[str, list[float]], used: list[int]) -> dict[str, Any]:
-    times = [seconds[name][i] for i in used]
+def summary(
+    name: str, model: nn.Module, seconds: dict[str, list[float]], cpu: dict[str, list[float]], used: list[int]
+) -> dict[str, Any]:
     out: dict[str, Any] = {
         "parameters": count_parameters(model),
-        "median_seconds": round(statistics.median(times), 4),
-        "tokens_per_second": round(BATCH * LENGTH / statistics.median(times)),
+        "median_seconds": round(statistics.median(seconds[name][i] for i in used), 4),
+        "median_cpu_seconds": round(statistics.median(cpu[name]), 4),
         "gflop": round(BATCH * flops(name) / 1e9, 1),
     }
+    out["tokens_per_second"] = round(BATCH * LENGTH / out["median_seconds"])
     for other in seconds:
         if other != name:
-            ratios = [seconds[name][i] / seconds[other][i] for i in used]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            out[f"ratio_to_{other}"] = {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+            out[f"ratio_to_{other}"] = {
+                "wall": spread([seconds[name][i] / seconds[other][i] for i in used]),
+                "cpu": spread([mine / theirs for mine, theirs in zip(cpu[name], cpu[other], strict=True)]),
+            }
     return out
+
+
+def spread(ratios: list[float]) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
 
 
 def flops(name: str) -> int:
@@ -221,8 +232,8 @@ def main() -> None:
     key = ("bf16" if arguments.bf16 else "fp32") + ("-compile" if arguments.compile else "")
     result |= {"threads": arguments.threads, "torch": torch.__version__, "machine": platform.machine()}
     print(json.dumps({key: result}, indent=1))
-    if not result["reliable"]:
-        print(f"UNRELIABLE: {result['quiet_rounds']} quiet rounds, at least 5 are needed; do not quote the times")
+    if not result["wall_is_reliable"]:
+        print(f"UNRELIABLE: {result['quiet_rounds']} quiet rounds, at least 5 are needed; do not quote wall times")
     if arguments.record:
         records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         RECORD.parent.mkdir(exist_ok=True)
