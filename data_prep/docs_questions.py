@@ -19,8 +19,8 @@ from retro.data.questions import QUESTIONS_KIND, Question, read_questions, write
 class DocsQuestionsStage(Stage):
     """Asks for default values and return types, see `questions_of`.
 
-    Per shard (one file of documents): `candidates-<shard>.jsonl`, all questions. At the end: `questions-train.jsonl` and
-    `questions-test.jsonl`, what the limits of the configuration leave, in the order of a seeded hash.
+    Per shard (one file of documents): `candidates-<shard>.jsonl`, all questions. At the end: `questions-train.jsonl`
+    and `questions-test.jsonl`, what the limits of the configuration leave, in the order of a seeded hash.
     Documents are told apart by a seeded hash of their id: every question of a document is on the same side.
     """
 

@@ -30,7 +30,9 @@ _GOOGLE_PARAMETERS = ("Args", "Arguments", "Parameters", "Keyword args", "Keywor
 _RETURNS = ("Returns", "Return")
 _NUMPY_ENTRY = re.compile(r"^(?P<names>\*{0,2}`{0,2}\w+`{0,2}(?: *, *\*{0,2}\w+)*) *: *(?P<rest>.*)$")
 _GOOGLE_ENTRY = re.compile(r"^(?P<names>\*{0,2}`{0,2}\w+`{0,2}) *(?P<rest>(?:\(.*?\))? *:.*|\([^)]*)$")
-_SPHINX_PARAMETER = re.compile(r"^ *:(?:param|type|keyword|kwarg|arg)(?: [^:\n]*?)? \*{0,2}(?P<name>\w+): *(?P<rest>.*)$")
+_SPHINX_PARAMETER = re.compile(
+    r"^ *:(?:param|type|keyword|kwarg|arg)(?: [^:\n]*?)? \*{0,2}(?P<name>\w+): *(?P<rest>.*)$"
+)
 _SPHINX_RETURN = re.compile(r"^ *:rtype: *(?P<rest>.*)$", re.M)
 # Bare words in prose are values only if they are constants; in quotes or back-ticks anything short is.
 _VALUE = (

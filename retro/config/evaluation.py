@@ -35,8 +35,9 @@ class EvalConfig:
 
     perplexity only: split; max_sequences: the first so many sequences (None = all); overlap_neighbors: neighbors that
     r(C) looks at (01-retro 1.11); samples: test chunks written for the report's reader.
-    docs_qa only: questions: folder of a question_sequences artifact; max_questions: a seeded choice of so many (None =
-    all); max_answer_tokens: longest answer that is decoded.
+    docs_qa only: questions: folder of a question_sequences artifact, or its name in the release (None = the release has
+    exactly one); max_questions: the first so many, which lie in a seeded random order (None = all);
+    max_answer_tokens: longest answer that is decoded.
     """
 
     checkpoint: str
@@ -75,10 +76,6 @@ class EvalConfig:
                 getattr(self, name) == defaults[name],
                 f"{name}: is not read by task {self.task!r}; remove it",
             )
-        _require(
-            self.task != "docs_qa" or self.questions is not None,
-            "questions is required: the folder of a question_sequences artifact",
-        )
         _require(
             self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name),
             f"name: expected the name of a folder, found {self.name!r}",
@@ -162,7 +159,9 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "k")
-        _require(self.query.strip() != "", 'expected a query, e.g. retro search release=release.json "cosine similarity"')
+        _require(
+            self.query.strip() != "", 'expected a query, e.g. retro search release=release.json "cosine similarity"'
+        )
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ class QuestionDataset:
         if retrieval != "off":
             stored = sequences.neighbor_ids.shape[1]
             if database is None:
-                raise ConfigError(f"retrieval {retrieval!r} of questions needs the database; retrieval 'off' needs none")
+                raise ConfigError(
+                    f"retrieval {retrieval!r} of questions needs the database; retrieval 'off' needs none"
+                )
             if not 1 <= num_neighbors <= stored:
                 raise ConfigError(f"num_neighbors: expected 1 to the {stored} stored, found {num_neighbors}")
             if database.chunk_length != sequences.chunk_length:

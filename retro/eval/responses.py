@@ -125,7 +125,9 @@ class ResponseLog:
         write_json_atomic(self.folder / STATE_NAME, dataclasses.asdict(state))
 
 
-def open_log(folder: str | Path, identity: dict[str, Any], facts: dict[str, Any], overwrite: bool = False) -> ResponseLog:
+def open_log(
+    folder: str | Path, identity: dict[str, Any], facts: dict[str, Any], overwrite: bool = False
+) -> ResponseLog:
     """Start an evaluation in `folder`, or continue the one that is there.
 
     Raises ArtifactMismatchError, naming the first difference, if what is there is an evaluation of something else and

@@ -6,9 +6,10 @@ A row is one line of a docs_qa task's responses.jsonl (retro/eval/tasks/docs_qa.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from retro.data.questions import Question
 from retro.eval.metrics.bits_per_byte import Row
 from retro.eval.metrics.exact_match import exact_match, f1, normalise_literal
 
@@ -63,30 +64,26 @@ def retrieval_recall(rows: Sequence[Row], at: Sequence[int] = RECALL_AT) -> dict
     return result
 
 
-def guess_controls(
-    train: Iterable[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """What is scored without reading anything: {"name": {"exact_match", "f1"}}.
+def common_answers(train: Iterable[Question]) -> Callable[[str, str], dict[str, str]]:
+    """Guesses that need no reading, learnt from training questions: a function of (kind, parameter name).
 
-    "most_common_answer": to every question the commonest training answer of its kind; "most_common_for_parameter": the
-    commonest training answer for the same parameter name and kind, or else that of the kind. Questions are mappings
-    with kind, parameter (may be empty) and answers. Without training or test questions: nothing.
+    "most_common_answer": the commonest training answer of the kind; "most_common_for_parameter": the commonest for
+    the same parameter name and kind, or else that of the kind. Without training questions: no guesses.
     """
     counts: dict[Hashable, Counter[str]] = defaultdict(Counter)
     for question in train:
-        answer = normalise_literal(question["answers"][0])
-        counts[question["kind"]][answer] += 1
-        counts[question["kind"], question["parameter"]][answer] += 1
-    if not counts or not test:
-        return {}
+        answer = normalise_literal(question.answers[0])
+        counts[question.kind][answer] += 1
+        counts[question.kind, question.parameter][answer] += 1
     commonest = {key: min(counter.items(), key=lambda item: (-item[1], item[0]))[0] for key, counter in counts.items()}
-    guesses: dict[str, list[dict[str, float | None]]] = {"most_common_answer": [], "most_common_for_parameter": []}
-    for question in test:
-        by_kind = commonest.get(question["kind"], "")
-        by_parameter = commonest.get((question["kind"], question["parameter"]), by_kind)
-        guesses["most_common_answer"].append(score_answer(by_kind, question["answers"]))
-        guesses["most_common_for_parameter"].append(score_answer(by_parameter, question["answers"]))
-    return {
-        name: {metric: sum(float(row[metric] or 0.0) for row in rows) / len(rows) for metric in ("exact_match", "f1")}
-        for name, rows in guesses.items()
-    }
+
+    def guess(kind: str, parameter: str) -> dict[str, str]:
+        if not commonest:
+            return {}
+        by_kind = commonest.get(kind, "")
+        return {
+            "most_common_answer": by_kind,
+            "most_common_for_parameter": commonest.get((kind, parameter), by_kind),
+        }
+
+    return guess

@@ -1,0 +1,148 @@
+"""Open a run folder or a checkpoint folder for inference: weights, and what they were trained with and on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
+from retro.config.errors import (
+    ArtifactCorruptError,
+    ArtifactMismatchError,
+    ArtifactMissingError,
+    ArtifactUnfinishedError,
+    ConfigError,
+)
+
+if TYPE_CHECKING:
+    from retro.model import RetroModel
+
+CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"step_(\d+)$")
+_WEIGHTS, _CONFIG, _RUN_CONFIG, _RELEASE = "model.safetensors", "config.json", "config.yaml", "release.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint.
+
+    folder: of the checkpoint; run: the run folder it lies in, None if it lies alone; step; fingerprint: SHA-256 of the
+    weights, as recorded; stored: content of config.json; settings: content of the run's config.yaml ({} if alone).
+    """
+
+    folder: Path
+    run: Path | None
+    step: int
+    fingerprint: str
+    stored: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people: run and step."""
+        return f"{self.run.name} step {self.step}" if self.run else self.folder.name
+
+    def load_model(self, device: str = "cpu") -> RetroModel:
+        """The model in evaluation mode. Raises ArtifactError subclasses."""
+        from retro.model.weights import load_model
+
+        return load_model(self.folder, device)
+
+    def setting(self, name: str, given: int | None) -> int:
+        """`given`, or the value of that name that the run was trained with. Raises ConfigError if neither is known."""
+        if given is not None:
+            return given
+        value = self.settings.get(name, self.stored.get(name))
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name}: {self.folder} does not tell what it was trained with; give {name}=NUMBER")
+        return value
+
+    def release_path(self, given: str | None) -> Path:
+        """The release to use: the one given, or the run's. Raises ConfigError if there is none."""
+        if given is not None:
+            return Path(given)
+        if self.run is not None and (self.run / _RELEASE).is_file():
+            return self.run / _RELEASE
+        raise ConfigError(f"release: {self.folder} is not in a run folder with a {_RELEASE}; give release=PATH")
+
+    def check_tokenizer(self, fingerprint: str, where: str) -> None:
+        """Raise ArtifactMismatchError unless the model was trained with the tokenizer of this fingerprint."""
+        expected = self.stored.get("tokenizer")
+        if isinstance(expected, dict):
+            expected = expected.get("fingerprint")
+        if expected is not None and expected != fingerprint:
+            raise ArtifactMismatchError(
+                f"{where}: expected the tokenizer {expected} that {self.folder} was trained with, found {fingerprint}; "
+                "use the release of that run"
+            )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open `path`: a run folder (its newest finished checkpoint) or one checkpoint's folder.
+
+    Raises ArtifactMissingError, ArtifactUnfinishedError or ArtifactCorruptError.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactMissingError(f"{path}: no such run or checkpoint; `retro train` makes one, or correct the path")
+    folder = path
+    if (path / CHECKPOINTS).is_dir():
+        folder = _newest(path)
+    elif not (path / _WEIGHTS).is_file():
+        raise ArtifactMissingError(
+            f"{path}: neither a run folder with {CHECKPOINTS}/ nor a checkpoint with {_WEIGHTS}; correct the path"
+        )
+    run = _run_of(folder)
+    manifest = open_manifest(folder)
+    weights = next((entry for entry in manifest.all_files() if entry["name"] == _WEIGHTS), None)
+    if weights is None:
+        raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: does not record {_WEIGHTS}; use another checkpoint")
+    match = _STEP.search(folder.name)
+    return Checkpoint(
+        folder=folder,
+        run=run,
+        step=int(match[1]) if match else 0,
+        fingerprint=str(weights["sha256"])[:16],
+        stored=_read_json(folder / _CONFIG),
+        settings=_read_yaml(run / _RUN_CONFIG) if run else {},
+    )
+
+
+def _newest(run: Path) -> Path:
+    steps = {int(m[1]): f for f in (run / CHECKPOINTS).iterdir() if f.is_dir() and (m := _STEP.fullmatch(f.name))}
+    finished = [step for step, folder in steps.items() if (folder / MANIFEST_NAME).is_file()]
+    if not finished:
+        error = ArtifactUnfinishedError if steps else ArtifactMissingError
+        raise error(f"{run}/{CHECKPOINTS}: no finished checkpoint; train the run until it has saved one")
+    return steps[max(finished)]
+
+
+def _run_of(folder: Path) -> Path | None:
+    parent = folder.resolve().parent
+    run = folder.parent.parent if parent.name == CHECKPOINTS else None
+    return run if run is not None and (run / _RUN_CONFIG).is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactCorruptError(f"{path}: missing; use another checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path}: not readable as JSON ({error}); use another checkpoint") from None
+    if not isinstance(value, dict):
+        raise ArtifactCorruptError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ArtifactCorruptError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    return value if isinstance(value, dict) else {}
