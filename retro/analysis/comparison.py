@@ -11,8 +11,8 @@ from retro.analysis.bootstrap import DRAWS
 from retro.analysis.curves import TrainingComparison, TrainingSummary, compare_training, summarise
 from retro.analysis.perplexity import PerplexityComparison, compare_perplexity
 from retro.analysis.questions import QuestionComparison, compare_questions
-from retro.analysis.runs import Run
-from retro.analysis.series import reference_run, run_titles
+from retro.analysis.runs import Evaluation, Run
+from retro.analysis.series import main_mode, reference_run, run_titles
 from retro.config.errors import ArtifactMismatchError, ConfigError
 
 PERPLEXITY_COMMAND = "retro eval configs/eval/perplexity.yaml checkpoint={path}"
@@ -175,10 +175,18 @@ def _summary(run: Run, title: str) -> RunSummary:
         found = evaluation.results.get("parameters")
         if isinstance(found, int):
             parameters = found
-        throughput = evaluation.results.get("throughput")
-        if speed is None and isinstance(throughput, dict) and isinstance(throughput.get("tokens_per_s"), int | float):
-            speed = float(throughput["tokens_per_s"])
+        if speed is None and evaluation.task == "perplexity":
+            speed = _tokens_per_s(evaluation)
     return RunSummary(run.name, title, str(run.path), run.model, parameters, speed, summarise(run))
+
+
+def _tokens_per_s(evaluation: Evaluation) -> float | None:
+    """Speed in the main mode; results.json gives one figure, or one per mode."""
+    throughput = evaluation.results.get("throughput")
+    value = throughput.get("tokens_per_s") if isinstance(throughput, dict) else None
+    if isinstance(value, dict):
+        value = value.get(main_mode(evaluation.modes))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:

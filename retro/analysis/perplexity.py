@@ -164,10 +164,9 @@ class _Analysis:
         self.main = {run.name: f"{run.name}/{main_mode(evaluations[run.name].modes)}" for run in ordered}
         base = scored[self.reference.name]
         self.num_bytes = base.num_bytes
-        self.overlaps = base.overlaps.copy()
-        for other in scored.values():  # a run without a database leaves r(C) empty; the text is the same
-            empty = np.isnan(self.overlaps)
-            self.overlaps[empty] = other.overlaps[empty]
+        # The text is the same: a run without a database leaves r(C) empty, and of two retrievers the one that finds
+        # more of the chunk says whether it leaks.
+        self.overlaps = np.fmax.reduce([item.overlaps for item in scored.values()])
         self.base, self.left_out, self.draws = base, left_out, draws
         self.sums = DocumentSums(base.documents, draws, seed)
         self.masks: dict[str, np.ndarray] = {}

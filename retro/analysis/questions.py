@@ -49,6 +49,9 @@ class QuestionComparison:
     scores: tuple[QuestionScore, ...]
     contrasts: tuple[QuestionContrast, ...]
     controls: dict[str, dict[str, float]]
+    retrieval: dict[
+        str, dict[str, float]
+    ]  # "document", "evidence" -> k -> share of questions that have it in the first k
 
     def labels(self) -> dict[str, str]:
         """series key -> label."""
@@ -114,6 +117,7 @@ def compare_questions(runs: Sequence[Run], name: str, draws: int, seed: int) -> 
             QuestionContrast(c, r, difference("exact_match", c, r), difference("f1", c, r)) for c, r in pairs
         ),
         controls=_controls([run.evaluations[name] for run in ordered]),
+        retrieval=_recall([run.evaluations[name] for run in ordered if run.model == "retro"]),
     )
 
 
@@ -143,3 +147,16 @@ def _controls(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
             if isinstance(values, dict) and all(isinstance(values.get(m), int | float) for m in METRICS):
                 found.setdefault(str(name), {m: float(values[m]) for m in METRICS})
     return found
+
+
+def _recall(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
+    """The first stored recall of the document asked about and of the line that answers."""
+    for evaluation in evaluations:
+        stored = evaluation.results.get("retrieval")
+        if isinstance(stored, dict):
+            return {
+                what: {str(k): float(v) for k, v in stored[what].items() if isinstance(v, int | float)}
+                for what in ("document", "evidence")
+                if isinstance(stored.get(what), dict) and stored[what]
+            }
+    return {}

@@ -94,7 +94,7 @@ def perplexity_table(result: PerplexityComparison) -> Table:
         tuple(rows),
         caption=(
             f"[low, high]: 95% interval, paired bootstrap over documents, {result.draws:,} draws. Lower bits per byte "
-            f"is better; '{against} minus it' is positive where the row's model is better."
+            f"is better: a negative change means that the row's model beats {against}."
             + _left_out(result.left_out, "chunks")
         ),
         optional=(2,),
@@ -183,7 +183,9 @@ def question_table(result: QuestionComparison) -> Table:
     heads = ("model", "exact match, %", "F1, %", f"EM minus {against}", f"F1 minus {against}")
     caption = (
         f"{result.questions:,} questions, 95% interval from a paired bootstrap over {result.units:,} {result.unit}. "
-        "Higher is better; differences are in percentage points." + _left_out(result.left_out, "questions")
+        "Higher is better; differences are in percentage points."
+        + _recall(result)
+        + _left_out(result.left_out, "questions")
     )
     return Table(f"Question answering, {result.name}", heads, tuple(rows), caption=caption, optional=(4, 3))
 
@@ -276,6 +278,15 @@ def _render_table(table: Table, width: int) -> list[str]:
 def _cells(text: str) -> int:
     """Columns that `text` takes on a terminal."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _recall(result: QuestionComparison) -> str:
+    names = {"document": "the document asked about", "evidence": "the line that answers"}
+    parts = [
+        f"{names[what]} {', '.join(f'{share:.0%} (k = {k})' for k, share in shares.items())}"
+        for what, shares in result.retrieval.items()
+    ]
+    return f" Among the first k neighbors: {'; '.join(parts)}." if parts else ""
 
 
 def _left_out(count: int, what: str) -> str:

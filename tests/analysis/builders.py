@@ -205,7 +205,7 @@ def write_perplexity(
         "modes": {
             mode: {"bits_per_byte": sum(r["bits"][mode] for r in responses) / total, "bytes": total} for mode in modes
         },
-        "throughput": {"tokens_per_s": 9000.0 if model == "retro" else 15500.0},
+        "throughput": {"tokens_per_s": {"on": 9000.0, "off": 15500.0} if model == "retro" else 15500.0},
     }  # fmt: skip
     write_json(target / "results.json", results)
     if model == "retro" and shape.samples:
@@ -284,6 +284,7 @@ def write_questions(folder: Path, model: str, shape: Shape, seed: int) -> None:
             "split": "test",
             "model": model,
             "modes": {mode: {} for mode in rates},
+            "retrieval": {"n": 1, "document": {"1": 0.5, "2": 0.625}, "evidence": {"1": 0.25, "2": 0.375}},
             "controls": {"most frequent answer": {"exact_match": 0.092, "f1": 0.104}},
         },
     )

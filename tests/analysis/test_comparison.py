@@ -188,6 +188,20 @@ def test_question_scores_by_hand(pair, comparison):
     assert result.controls == {"most frequent answer": {"exact_match": 0.092, "f1": 0.104}}
 
 
+def test_recall_and_speed_are_taken_over(comparison):
+    assert comparison.questions[0].retrieval["document"] == {"1": 0.5, "2": 0.625}
+    assert [run.eval_tokens_per_s for run in comparison.runs] == [15500.0, 9000.0]
+
+
+def test_of_two_overlaps_the_larger_counts(tmp_path):
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    responses = paths[0] / "eval/perplexity-test/responses.jsonl"
+    write_lines(responses, [{**row, "overlap": 0.9} for row in read_lines(responses)])
+    result = compare_runs(load_runs(paths)).main_perplexity
+    assert next(s for s in result.subsets if s.key == "low_overlap").chunks == 0
+    assert result.contrast(ON, GPT, "low_overlap").gain.value is None
+
+
 def test_unanswered_questions_are_left_out_everywhere(tmp_path):
     paths = build_pair(tmp_path / "runs", shape=SMALL)
     responses = paths[1] / "eval/docs_qa/responses.jsonl"
