@@ -119,14 +119,13 @@ class QuestionDataset:
         if retrieval != "off":
             stored = sequences.neighbor_ids.shape[1]
             if database is None:
-                raise ConfigError(
-                    f"retrieval {retrieval!r} of questions needs the database; retrieval 'off' needs none"
-                )
+                raise ConfigError(f"retrieval {retrieval!r} of questions needs the database; 'off' needs none")
             if not 1 <= num_neighbors <= stored:
                 raise ConfigError(f"num_neighbors: expected 1 to the {stored} stored, found {num_neighbors}")
             if database.chunk_length != sequences.chunk_length:
                 raise ArtifactMismatchError(
-                    f"questions are in chunks of {sequences.chunk_length} tokens, the database of {database.chunk_length}"
+                    f"questions: expected chunks of {database.chunk_length} tokens, as the database has, found "
+                    f"{sequences.chunk_length}"
                 )
         self.sequences, self.database, self.pad_id = sequences, database, pad_id
         self.num_neighbors, self.retrieval, self.seed = num_neighbors, retrieval, seed

@@ -61,7 +61,7 @@ def parse_question(line: bytes, where: str) -> Question:
 
 
 def open_questions(folder: str | Path, split: str) -> list[Question]:
-    """The train or test questions of a finished artifact. Raises ArtifactError subclasses, ConfigError for the split."""
+    """The train or test questions of a finished artifact. Raises ArtifactError, or ConfigError for the split."""
     if split not in QUESTION_SPLITS:
         raise ConfigError(f"split: questions have the splits {' and '.join(QUESTION_SPLITS)}, found {split!r}")
     open_manifest(folder, QUESTIONS_KIND)

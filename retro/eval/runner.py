@@ -149,7 +149,7 @@ def _perplexity(
     table = None
     if split.neighbors is not None and database is not None:
         table = open_neighbor_table(split.neighbors, queries, database)
-    datasets = {
+    datasets: dict[str, RetroDataset] = {
         mode: RetroDataset(
             queries,
             database,
@@ -185,7 +185,7 @@ def _docs_qa(
             "prepare them with the release of this run"
         )
     database = open_chunk_store(question_database(folder))
-    datasets = {
+    datasets: dict[str, QuestionDataset] = {
         mode: QuestionDataset(test, database, max(num_neighbors, 1), tokenizer.pad_id, retrieval=mode, seed=config.seed)
         for mode in modes
     }
@@ -212,8 +212,8 @@ def _questions_folder(config: EvalConfig, release: Release) -> Path:
     if len(found) != 1:
         listed = ", ".join(found) or "none"
         raise ConfigError(
-            f"questions: expected exactly one set of questions in {release.path}, found {listed}; give questions=NAME or "
-            "questions=FOLDER, or prepare the release with a questions section"
+            f"questions: expected exactly one set of questions in {release.path}, found {listed}; give "
+            "questions=NAME or questions=FOLDER, or prepare the release with a questions section"
         )
     return release.questions[found[0]]
 

@@ -1,1 +1,1 @@
-"""Using a trained model: checkpoints, scoring, generation with live retrieval. Importing this package loads no torch."""
+"""Using a trained model: checkpoints, scoring, generation with live retrieval. Importing this loads no torch."""

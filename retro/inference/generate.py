@@ -165,7 +165,7 @@ def next_logits(
 
 @contextlib.contextmanager
 def inference(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
-    """Without gradients, and with matrix products in the given precision. Never held open across a yield to a caller."""
+    """Without gradients, with matrix products in the given precision. Not to be held open across a yield."""
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield
 

@@ -45,7 +45,7 @@ class GenerateRequest:
     max_new_tokens: int
     until: tuple[str, ...] = ()
     evidence: tuple[int, ...] | None = None
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
 
 @dataclasses.dataclass(frozen=True)

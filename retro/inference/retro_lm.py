@@ -50,7 +50,8 @@ class RetroLM:
     ) -> None:
         if tokenizer.vocab_size > (model.config.vocab_size or 0):
             raise ArtifactMismatchError(
-                f"tokenizer: expected at most the model's {model.config.vocab_size} tokens, found {tokenizer.vocab_size}"
+                f"tokenizer: expected at most the model's {model.config.vocab_size} tokens, found "
+                f"{tokenizer.vocab_size}"
             )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.window_length, self.num_neighbors = window_length, num_neighbors

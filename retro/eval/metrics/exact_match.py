@@ -1,7 +1,7 @@
 """Exact match and F1 of short answers, always the best over all accepted answers.
 
-Two normalisations. `normalise_answer` is SQuAD's (Rajpurkar et al. 2016; the papers' question answering): lower case, no
-punctuation, no articles. It is wrong for code, where it makes -1 and 1 the same answer; `normalise_literal` keeps
+Two normalisations. `normalise_answer` is SQuAD's (Rajpurkar et al. 2016; the papers' question answering): lower case,
+no punctuation, no articles. It is wrong for code, where it makes -1 and 1 the same answer; `normalise_literal` keeps
 what has a meaning there and drops only quotes, back-ticks and white space.
 """
 

@@ -21,7 +21,7 @@ class Block:
 
 
 class Task(Protocol):
-    """One evaluation over fixed material. `name` and `version` (raised when equal answers give other rows) identify it."""
+    """One evaluation over fixed material. `version` is raised when equal answers give other rows."""
 
     name: str
     version: int

@@ -1,8 +1,8 @@
-"""Short questions about documentation, answered by greedy decoding: closed book, with retrieval, with others' neighbors.
+"""Short questions about documentation, decoded greedily: closed book, with retrieval, with others' neighbors.
 
 A response row is one question in one mode:
 
-    {"id", "mode", "question", "document", "document_split", "kind", "parameter", "answers", "prediction" (text or None),
+    {"id", "mode", "question", "document", "document_split", "kind", "parameter", "answers", "prediction" (or None),
      "exact_match", "f1" (0..1 or None), "evidence" (line of the document), "retrieved" (database chunks that the model
      was given), "document_rank", "evidence_rank", "num_retrieved" (of the stored neighbors of the question),
      "guesses": {control: answer given without reading}}
@@ -52,7 +52,7 @@ class DocsQaTask:
         batch: int = 8,
         block_batches: int = 8,
     ) -> None:
-        """datasets: by mode, over the same sequences; train: training questions, for the guesses that need no reading."""
+        """datasets: by mode, over the same sequences; train: training questions, for guesses without reading."""
         self.datasets, self.database, self.tokenizer = dict(datasets), database, tokenizer
         self.sequences: QuestionSequences = next(iter(datasets.values())).sequences
         self.max_answer_tokens = max_answer_tokens

@@ -54,7 +54,7 @@ class PerplexityTask:
         block_batches: int = 8,
         overlap_neighbors: int = 10,
     ) -> None:
-        """datasets: by mode, over the same queries and made with score_last_position; table: for r(C), None = unknown."""
+        """datasets: by mode, over the same queries, with score_last_position; table: for r(C), None = unknown."""
         first = next(iter(datasets.values()))
         for dataset in datasets.values():
             if dataset.queries.fingerprint != first.queries.fingerprint or not dataset.score_last_position:
