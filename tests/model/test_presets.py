@@ -21,7 +21,7 @@ def count(config: ModelConfig) -> int:
 
 
 def test_names() -> None:
-    assert preset_names() == sorted(f"{size}_{kind}" for size in SIZES for kind in ("gpt", "retro"))
+    assert {f"{size}_{kind}" for size in SIZES for kind in ("gpt", "retro")} <= set(preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())
