@@ -11,7 +11,6 @@ above without qtf. Over all segments: vocabulary uint64 and document_frequency i
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,24 +96,36 @@ class _Segment:
     chunks: np.ndarray
     weights: np.ndarray
 
-    @functools.cached_property
-    def postings(self) -> Any:
-        """Sparse float32 [V, size]."""
-        from scipy.sparse import csr_array
-
-        parts = (np.asarray(self.weights), np.asarray(self.chunks), np.asarray(self.offsets))
-        return csr_array(parts, shape=(len(self.terms), self.size), copy=False)
-
     def scores(self, queries: TermCounts) -> Iterator[np.ndarray]:
-        """Scores of all chunks of the segment for each query: float32 [size]."""
+        """Scores of all chunks of the segment for each query: float32 [size].
+
+        The postings of a query's terms are copied one after the other into a sparse matrix of a column per term, and
+        its product with the term counts is a dense row: several times faster than a product of sparse matrices, whose
+        rows would be half full. Terms ascend, so the sums do not depend on batching.
+        """
+        from scipy.sparse import csc_array
+
         place = np.minimum(np.searchsorted(self.terms, queries.hashes), len(self.terms) - 1)
-        known = queries.where(np.asarray(self.terms)[place] == queries.hashes)
-        place = np.searchsorted(self.terms, known.hashes)
+        hit = self.terms[place] == queries.hashes
+        known, place = queries.where(hit), place[hit]
+        starts, stops = self.offsets[place], self.offsets[place + 1]
+        ends = np.concatenate([[0], np.cumsum(stops - starts)])
+        sizes = ends[known.offsets]
+        # One buffer for all queries: fresh memory of megabytes per query costs more to map than to fill.
+        longest = int(np.diff(sizes).max(initial=0))
+        chunks, weights = np.empty(longest, np.int32), np.empty(longest, np.float32)
         for i in range(len(known)):
-            entries = slice(known.offsets[i], known.offsets[i + 1])
-            # Rows of the matrix are copied out one after the other and summed into a dense row: several times faster
-            # than a sparse product, whose rows would be half full. Terms ascend, so sums do not depend on batching.
-            yield self.postings[place[entries]].T @ known.counts[entries]
+            first, last = known.offsets[i], known.offsets[i + 1]
+            size = sizes[i + 1] - sizes[i]
+            if size == 0:
+                yield np.zeros(self.size, dtype=np.float32)
+                continue
+            pieces = list(zip(starts[first:last].tolist(), stops[first:last].tolist(), strict=True))
+            np.concatenate([self.chunks[a:b] for a, b in pieces], out=chunks[:size])
+            np.concatenate([self.weights[a:b] for a, b in pieces], out=weights[:size])
+            columns = (ends[first : last + 1] - ends[first]).astype(np.int32)
+            matrix = csc_array((weights[:size], chunks[:size], columns), shape=(self.size, last - first), copy=False)
+            yield matrix @ known.counts[first:last]
 
 
 class BM25Searcher:
