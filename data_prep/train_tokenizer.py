@@ -158,9 +158,10 @@ def train_sentencepiece(texts: Iterable[str], config: SentencePieceConfig) -> by
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].split("] ", 1)[-1].strip()
+        # "INTERNAL: file(line) [condition] Vocabulary size too high (5000). Please set it to a value <= 302."
+        reason = str(error).split("] ", 1)[-1].strip().rstrip(".") or "it is empty"
         raise ConfigError(
-            f"vocab_size {config.vocab_size} does not fit the training sample: {reason or 'the sample is empty'}; "
+            f"vocab_size {config.vocab_size} does not fit the training sample: {reason}; "
             "change vocab_size, or train on more text"
         ) from None
     return model.getvalue()

@@ -49,8 +49,8 @@ class SentencePieceConfig:
         )
         _require(self.max_characters >= 1, f"max_characters: expected 1 or more, found {self.max_characters}")
         _require(
-            0.9 <= self.character_coverage <= 1,
-            f"character_coverage: expected 0.9 to 1, found {self.character_coverage}",
+            0.98 <= self.character_coverage <= 1,
+            f"character_coverage: expected 0.98 to 1, found {self.character_coverage}",
         )
 
 
@@ -79,11 +79,12 @@ class TokenizerConfig:
     existing: ExistingTokenizerConfig = field(default_factory=ExistingTokenizerConfig)
 
     def __post_init__(self) -> None:
-        unread = (
-            self.existing == ExistingTokenizerConfig() if self.kind == "train" else self.train == type(self.train)()
+        unread = "existing" if self.kind == "train" else "train"
+        section = getattr(self, unread)
+        _require(
+            section == type(section)(),
+            f"section {unread} is filled in, but kind is {self.kind!r}; set kind or remove the section",
         )
-        name = "existing" if self.kind == "train" else "train"
-        _require(unread, f"section {name} is filled in, but kind is {self.kind!r}; set kind or remove the section")
         _require(
             self.kind == "train" or self.existing.path != "",
             f"existing.path is required for kind {self.kind!r}: the file, folder or hub name of the tokenizer",
@@ -113,7 +114,7 @@ class ChunkConfig:
     """Cut documents into chunks. chunk_length: M tokens; shard_documents: documents per shard."""
 
     chunk_length: int = 64
-    shard_documents: int = 1 << 18
+    shard_documents: int = 1 << 20
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "shard_documents"):

@@ -17,7 +17,8 @@ import numpy as np
 
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
-from retro.data.token_store import TokenStore, load_array, open_token_store
+from retro.data.sharded_array import open_sharded
+from retro.data.token_store import TokenStore, open_token_store
 
 CHUNKS_KIND = "chunks"
 
@@ -41,9 +42,9 @@ class ChunkStore:
                 f"{self.folder}: the manifest lacks chunk_length; make the chunks again"
             ) from None
         self.tokens: TokenStore = open_token_store(input_path(self.folder, manifest, "tokens"))
-        self._starts = _ShardedColumn(self.folder, "starts", manifest.shards)
-        self._documents = _ShardedColumn(self.folder, "documents", manifest.shards)
-        self._spans = _ShardedColumn(self.folder, "spans", manifest.shards)
+        self._starts = open_sharded(self.folder, "starts", manifest.shards, np.int64)
+        self._documents = open_sharded(self.folder, "documents", manifest.shards, np.int64)
+        self._spans = open_sharded(self.folder, "spans", manifest.shards, np.int64)
         self.num_chunks = manifest.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,7 +77,7 @@ class ChunkStore:
         return np.minimum(self.spans(ids), self.chunk_length)
 
     def gather(self, ids: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens int32 [..., M], mask bool [..., M]) of ids [...]; -1 is all padding, as is what a short chunk lacks."""
+        """(tokens int32 [..., M], mask bool [..., M]) of ids [...]; -1 and what a short chunk lacks is padding."""
         return self.gather_neighbors(ids, pad_id, self.chunk_length)
 
     def gather_neighbors(
@@ -146,31 +147,8 @@ class ChunkStore:
 
     def _corrupt(self, part: str) -> ArtifactCorruptError:
         return ArtifactCorruptError(
-            f"{self.folder}/{part}-*.npy: entries that do not fit the tokens in {self.tokens.folder}; make the chunks again"
+            f"{self.folder}/{part}-*.npy: entries that do not fit the tokens in {self.tokens.folder}; chunk again"
         )
-
-
-class _ShardedColumn:
-    """One int64 per chunk over shards, by memory map."""
-
-    def __init__(self, folder: Path, part: str, shards: list[dict[str, Any]]) -> None:
-        rows = [int(shard["rows"]) for shard in shards]
-        self._parts = [
-            load_array(folder / f"{part}-{shard['name']}.npy", np.int64, (n,), map_file=True)
-            for shard, n in zip(shards, rows, strict=True)
-        ]
-        self._first = np.cumsum([0, *rows])
-
-    def take(self, ids: np.ndarray) -> np.ndarray:
-        """Entries of ids (checked by the caller), any shape."""
-        if len(self._parts) == 1:
-            return np.asarray(self._parts[0][ids])
-        out = np.empty(ids.shape, dtype=np.int64)
-        shards = np.searchsorted(self._first, ids, side="right") - 1
-        for shard in np.unique(shards):
-            where = shards == shard
-            out[where] = self._parts[shard][ids[where] - self._first[shard]]
-        return out
 
 
 def open_chunk_store(folder: str | Path) -> ChunkStore:

@@ -83,8 +83,9 @@ class RetroDataset:
             )
         if self.database.tokens.tokenizer_fingerprint != self.queries.tokens.tokenizer_fingerprint:
             raise ArtifactMismatchError(
-                f"{self.database.folder}: expected tokens of tokenizer {self.queries.tokens.tokenizer_fingerprint}, as the "
-                f"queries have, found {self.database.tokens.tokenizer_fingerprint}; tokenize both with one tokenizer"
+                f"{self.database.folder}: expected tokens of tokenizer {self.queries.tokens.tokenizer_fingerprint}, as "
+                f"the queries have, found {self.database.tokens.tokenizer_fingerprint}; "
+                "tokenize both with one tokenizer"
             )
         made_for = self.neighbors.sequence_chunks
         if made_for is not None and made_for != self.sequence_chunks:

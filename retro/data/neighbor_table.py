@@ -14,7 +14,7 @@ import numpy as np
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.data.chunk_store import ChunkStore
-from retro.data.token_store import load_array
+from retro.data.sharded_array import ShardedArray, open_sharded
 
 NEIGHBORS_KIND = "neighbors"
 
@@ -51,9 +51,8 @@ class NeighborTable:
             self.sequence_chunks: int | None = None if length is None else int(length)
         except (KeyError, TypeError, ValueError):
             raise ArtifactCorruptError(f"{self.folder}: the manifest lacks keep; find the neighbors again") from None
-        self._first = np.cumsum([0] + [int(shard["rows"]) for shard in manifest.shards])
-        self._ids = self._open("ids", np.int64, manifest.shards)
-        self._distances = self._open("distances", np.float32, manifest.shards)
+        self._ids = open_sharded(self.folder, "ids", manifest.shards, np.int64, (self.k,))
+        self._distances = open_sharded(self.folder, "distances", manifest.shards, np.float32, (self.k,))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.queries, self.database)
@@ -93,27 +92,14 @@ class NeighborTable:
                     f"{self.folder}: row {row} has a neighbor from a document of its own sequence; find them again"
                 )
 
-    def _open(self, part: str, dtype: Any, shards: list[dict[str, Any]]) -> list[np.ndarray]:
-        return [
-            load_array(self.folder / f"{part}-{s['name']}.npy", dtype, (int(s["rows"]), self.k), map_file=True)
-            for s in shards
-        ]
-
-    def _take(self, parts: list[np.ndarray], ids: np.ndarray, k: int | None) -> np.ndarray:
+    def _take(self, table: ShardedArray, ids: np.ndarray, k: int | None) -> np.ndarray:
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_rows:
             raise IndexError(f"query chunk ids: expected 0 to {self.num_rows - 1}, found {ids.min()} to {ids.max()}")
         k = self.k if k is None else k
         if not 1 <= k <= self.k:
             raise IndexError(f"neighbors: expected 1 to {self.k}, found {k}")
-        if len(parts) == 1:
-            return np.asarray(parts[0][:, :k][ids])
-        out = np.empty((*ids.shape, k), dtype=parts[0].dtype if parts else np.int64)
-        shards = np.searchsorted(self._first, ids, side="right") - 1
-        for shard in np.unique(shards):
-            where = shards == shard
-            out[where] = parts[shard][:, :k][ids[where] - self._first[shard]]
-        return out
+        return table.take(ids, columns=k)
 
 
 def same_document(

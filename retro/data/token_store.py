@@ -18,6 +18,7 @@ import numpy as np
 
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError
+from retro.data.sharded_array import load_array
 
 TOKENS_KIND = "tokens"
 ORDER_NAME = "order.npy"
@@ -118,35 +119,34 @@ class TokenStore:
             raise IndexError(f"starts: expected 0 to {self.num_tokens - 1}, found {starts.min()} to {starts.max()}")
         if len(self._tokens) == 1:
             return self._gather_shard(0, starts, length)
-        out = np.empty((len(starts), length), self.dtype)
+        # A slice per row: with many shards there are few rows in each, and indexing operations do not pay.
+        out = np.zeros((len(starts), length), self.dtype)
         shards = np.searchsorted(self._starts, starts, side="right") - 1
-        for shard in np.unique(shards):
-            rows = np.flatnonzero(shards == shard)
-            out[rows] = self._gather_shard(int(shard), starts[rows] - self._starts[shard], length)
+        local = starts - self._starts[shards]
+        for row, shard, start in zip(out, shards.tolist(), local.tolist(), strict=True):
+            run = self._tokens[shard][start : start + length]
+            row[: len(run)] = run
         return out
 
     def _gather_shard(self, shard: int, starts: np.ndarray, length: int) -> np.ndarray:
-        view = self._windows(shard, length)
-        last = len(view) - 1
-        if int(starts.max()) <= last:
-            return np.asarray(view[starts])
+        tokens = self._tokens[shard]
+        last = len(tokens) - length
+        if last >= 0 and int(starts.max()) <= last:
+            # A view of all runs, of which one indexing operation gathers many.
+            return np.asarray(self._windows(shard, length)[starts])
         out = np.zeros((len(starts), length), self.dtype)
         inside = starts <= last
-        out[inside] = view[starts[inside]]
-        tokens = self._tokens[shard]
+        if inside.any():
+            out[inside] = self._windows(shard, length)[starts[inside]]
         for row in np.flatnonzero(~inside):  # the last `length` - 1 positions of the shard: few
             tail = tokens[starts[row] : starts[row] + length]
             out[row, : len(tail)] = tail
         return out
 
     def _windows(self, shard: int, length: int) -> np.ndarray:
-        """View [size - length + 1, length] of all runs of the shard: one indexing operation gathers many."""
         key = (shard, length)
         if key not in self._views:
-            tokens = self._tokens[shard]
-            if len(tokens) < length:
-                return np.zeros((0, length), self.dtype)
-            self._views[key] = np.lib.stride_tricks.sliding_window_view(tokens, length)
+            self._views[key] = np.lib.stride_tricks.sliding_window_view(self._tokens[shard], length)
         return self._views[key]
 
     def _map_tokens(self, name: str) -> np.ndarray:
@@ -175,20 +175,6 @@ class TokenStore:
 def open_token_store(folder: str | Path) -> TokenStore:
     """The tokens of a finished artifact. Raises ArtifactError subclasses where the folder does not hold them."""
     return TokenStore(folder)
-
-
-def load_array(path: Path, dtype: Any, shape: tuple[int, ...], map_file: bool = False) -> np.ndarray:
-    """A .npy file of exactly this type and shape; map_file: by memory map. Raises ArtifactCorruptError."""
-    try:
-        array = np.load(path, mmap_mode="r" if map_file and 0 not in shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactCorruptError(f"{path}: not a readable array ({error}); restore it or make it again") from None
-    if array.dtype != np.dtype(dtype) or array.shape != shape:
-        raise ArtifactCorruptError(
-            f"{path}: expected {np.dtype(dtype).name} {list(shape)}, found {array.dtype.name} {list(array.shape)}; "
-            "restore it or make it again"
-        )
-    return np.asarray(array)
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,204 @@
+"""The stages from documents to chunks: the same result however the corpus is cut into files and shards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.chunk import ChunkStage
+from data_prep.runner import Executor, execute_shard, run_stage
+from data_prep.stage import Stage
+from data_prep.tokenize_documents import TokenizeStage, order_rank
+from data_prep.train_tokenizer import TokenizerStage, sample_documents
+from retro.config.errors import ArtifactError, ArtifactMismatchError, ConfigError
+from retro.config.prep_tokens import ChunkConfig, SentencePieceConfig, TokenizerConfig, TokensConfig
+from retro.data.chunk_store import open_chunk_store
+from retro.data.document import Document, DocumentWriter, document_key
+from retro.data.token_store import open_token_store
+from retro.data.tokenizer import open_tokenizer
+from tests.data.builders import TEXTS, write_artifact, write_real_tokenizer
+from tests.data_prep.test_runner import content
+
+
+def make_documents(count: int = 40) -> list[Document]:
+    generator = random.Random(0)
+    splits = ["train"] * 3 + ["valid", "test", "database_only"]
+    return [
+        Document(
+            id=f"mod.f{i}",
+            text=f"{i} " + generator.choice(TEXTS)[: generator.randrange(1, 90)],
+            title=f"Title \u00e9 {i}",
+            source=f"a.jsonl:{i}",
+            group="g",
+            split=splits[i % len(splits)],
+        )
+        for i in range(count)
+    ]
+
+
+def write_documents(folder: Path, documents: list[Document], files: int) -> Path:
+    folder.mkdir(parents=True)
+    shards = []
+    for i, part in enumerate(np.array_split(np.arange(len(documents)), files)):
+        with DocumentWriter(folder, f"{i:05d}") as writer:
+            for j in part:
+                writer.write(documents[j])
+        shards.append((f"{i:05d}", len(part)))
+    return write_artifact(folder, "documents", {}, {}, shards)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_real_tokenizer(tmp_path_factory.mktemp("tok") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_documents(tmp_path_factory.mktemp("docs") / "documents", make_documents(), files=5)
+
+
+def test_documents_become_begin_text_end(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    config = TokensConfig(splits=("valid", "test"), shard_bytes=1)
+    folder = run_stage(TokenizeStage(config, corpus, tokenizer), tmp_path, progress=False)
+    store, encoder = open_token_store(folder), open_tokenizer(tokenizer)
+    expected = [d for d in make_documents() if d.split in ("valid", "test")]
+    assert store.num_documents == len(expected) and len(list(folder.glob("tokens-*.bin"))) == 5
+    for i, document in enumerate(expected):
+        start, stop = store.document_offsets[i : i + 2]
+        tokens = store.tokens(int(start), int(stop)).tolist()
+        assert tokens[0] == encoder.bos_id and tokens[-1] == encoder.eos_id
+        assert encoder.decode(tokens[1:-1]) == document.text
+        assert store.document_record(i) == {n: getattr(document, n) for n in ("id", "title", "source", "group")}
+        assert int(store.document_keys[i]) == document_key(document.id)
+    assert store.tokenizer_fingerprint == encoder.fingerprint
+    assert (store.vocab_size, store.bos_id, store.eos_id) == (encoder.vocab_size, encoder.bos_id, encoder.eos_id)
+
+
+def logical_chunks(root: Path, documents: Path, tokenizer: Path, seed: int = 0, **sizes: int) -> list[tuple[str, list]]:
+    """(document id, tokens) of every chunk in order: what everything after sees."""
+    shard_bytes, shard_documents = sizes.get("shard_bytes", 1 << 20), sizes.get("shard_documents", 1 << 20)
+    config = TokensConfig(seed=seed, shard_bytes=shard_bytes)
+    tokens = run_stage(TokenizeStage(config, documents, tokenizer), root, progress=False)
+    chunks = ChunkConfig(chunk_length=8, shard_documents=shard_documents)
+    store = open_chunk_store(run_stage(ChunkStage(chunks, tokens), root, progress=False))
+    store.verify()
+    ids = np.arange(store.num_chunks)
+    rows, mask = store.gather(ids, 0)
+    owners = store.documents(ids).tolist()
+    return [
+        (store.tokens.document_record(owner)["id"], row[real].tolist())
+        for owner, row, real in zip(owners, rows, mask, strict=True)
+    ]
+
+
+def test_order_is_a_seeded_shuffle_that_neither_files_nor_shards_change(tmp_path: Path, tokenizer: Path) -> None:
+    documents = make_documents()
+    shuffled = list(documents)
+    random.Random(1).shuffle(shuffled)
+    first = logical_chunks(tmp_path / "a", write_documents(tmp_path / "da", documents, 5), tokenizer)
+    whole = write_documents(tmp_path / "db", shuffled, 1)
+    assert logical_chunks(tmp_path / "b", whole, tokenizer) == first
+    small = write_documents(tmp_path / "dc", shuffled, 7)
+    assert logical_chunks(tmp_path / "c", small, tokenizer, shard_bytes=1, shard_documents=3) == first
+    order = list(dict.fromkeys(name for name, _ in first))
+    train = [d.id for d in documents if d.split == "train"]
+    assert order == sorted(train, key=lambda name: order_rank(0, name)) != train
+    assert logical_chunks(tmp_path / "a", tmp_path / "da", tokenizer, seed=1) != first
+
+
+def stages(corpus: Path, tokenizer: Path) -> list[Callable[[Path], Stage]]:
+    def chunk(root: Path) -> Stage:
+        tokens = run_stage(TokenizeStage(TokensConfig(shard_bytes=1), corpus, tokenizer), root, progress=False)
+        return ChunkStage(ChunkConfig(chunk_length=8, shard_documents=4), tokens)
+
+    return [lambda root: TokenizeStage(TokensConfig(shard_bytes=1), corpus, tokenizer), chunk]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["tokenize", "chunk"])
+def test_workers_and_interruptions_do_not_change_a_byte(
+    tmp_path: Path, corpus: Path, tokenizer: Path, which: int
+) -> None:
+    build = stages(corpus, tokenizer)[which]
+    clean = content(run_stage(build(tmp_path / "one"), tmp_path / "one", progress=False))
+    assert len(build(tmp_path / "one").plan()) > 2
+    if which == 0:
+        assert content(run_stage(build(tmp_path), tmp_path / "two", Executor(2), progress=False)) == clean
+    stage = build(tmp_path / "cut")
+    folder = tmp_path / "cut" / stage.folder_name()
+    (folder / "shards").mkdir(parents=True)
+    execute_shard(stage, folder, stage.plan()[1])  # killed after one shard
+    (folder / ".tmp-00000-1").mkdir()
+    assert content(run_stage(stage, tmp_path / "cut", progress=False)) == clean
+
+
+def test_split_order_is_not_part_of_the_identity_but_seed_and_splits_are(corpus: Path, tokenizer: Path) -> None:
+    def identity(**options: object) -> str:
+        return TokenizeStage(TokensConfig(**options), corpus, tokenizer).fingerprint()  # type: ignore[arg-type]
+
+    assert identity(splits=("valid", "test")) == identity(splits=("test", "valid"))
+    assert len({identity(), identity(seed=1), identity(splits=("test",)), identity(shard_bytes=5)}) == 4
+
+
+def test_what_cannot_be_tokenized_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    train_only = [d for d in make_documents() if d.split == "train"]
+    folder = write_documents(tmp_path / "train", train_only, 2)
+    with pytest.raises(ConfigError, match="no document of the splits test"):
+        run_stage(TokenizeStage(TokensConfig(splits=("test",)), folder, tokenizer), tmp_path, progress=False)
+    twice = write_documents(tmp_path / "twice", [*train_only, train_only[3]], 2)
+    with pytest.raises(ArtifactError, match="two documents have one id"):
+        run_stage(TokenizeStage(TokensConfig(), twice, tokenizer), tmp_path, progress=False)
+    with pytest.raises(ArtifactMismatchError, match="expected an artifact of kind 'tokenizer', found 'documents'"):
+        TokenizeStage(TokensConfig(), folder, folder)
+    for wrong in ({"splits": ()}, {"splits": ("a",)}, {"shard_bytes": 0}):
+        with pytest.raises(ConfigError):
+            TokensConfig(**wrong)  # type: ignore[arg-type]
+    for wrong_chunk in ({"chunk_length": 0}, {"shard_documents": 0}):
+        with pytest.raises(ConfigError, match="expected 1 or more"):
+            ChunkConfig(**wrong_chunk)
+
+
+def test_a_split_without_documents_in_some_files(tmp_path: Path, tokenizer: Path) -> None:
+    documents = sorted(make_documents(), key=lambda d: d.split)
+    folder = write_documents(tmp_path / "documents", documents, 6)
+    config = TokensConfig(splits=("valid",), shard_bytes=1)
+    tokens = run_stage(TokenizeStage(config, folder, tokenizer), tmp_path, progress=False)
+    assert min(f.stat().st_size for f in tokens.glob("tokens-*.bin")) == 0
+    store = open_chunk_store(run_stage(ChunkStage(ChunkConfig(chunk_length=8), tokens), tmp_path, progress=False))
+    store.verify()
+    _, mask = store.gather(np.arange(store.num_chunks), 0)
+    assert int(mask.sum()) == store.tokens.num_tokens > 0
+
+
+# The tokenizer's training sample.
+
+
+def test_sample_is_whole_documents_of_the_splits_and_independent_of_their_order() -> None:
+    documents = make_documents()
+    config = SentencePieceConfig(vocab_size=300, max_characters=200, splits=("train", "valid"))
+    sample = sample_documents(documents, config)
+    assert sample == sample_documents(reversed(documents), config)
+    assert sum(map(len, sample)) == 200
+    allowed = {d.text for d in documents if d.split in ("train", "valid")}
+    assert set(sample[:-1]) <= allowed and any(text.startswith(sample[-1]) for text in allowed)
+    assert sample != sample_documents(documents, SentencePieceConfig(vocab_size=300, max_characters=200, seed=1))
+    everything = sample_documents(documents, SentencePieceConfig(vocab_size=300))
+    assert sorted(everything) == sorted(d.text for d in documents if d.split == "train")
+    with pytest.raises(ConfigError, match="no document of the splits test"):
+        sample_documents([d for d in documents if d.split == "train"], SentencePieceConfig(splits=("test",)))
+
+
+def test_training_stage_makes_a_lossless_tokenizer_and_the_same_bytes_again(tmp_path: Path, corpus: Path) -> None:
+    config = TokenizerConfig(train=SentencePieceConfig(vocab_size=310))
+    first = run_stage(TokenizerStage(config, corpus), tmp_path / "a", progress=False)
+    second = run_stage(TokenizerStage(config, corpus), tmp_path / "b", progress=False)
+    assert content(first) == content(second)
+    tokenizer = open_tokenizer(first)
+    assert tokenizer.lossless and tokenizer.vocab_size == 310 and tokenizer.fingerprint in first.name
+    for document in make_documents():
+        assert tokenizer.decode(tokenizer.encode(document.text)) == document.text
+    other = TokenizerConfig(train=SentencePieceConfig(vocab_size=310, seed=1))
+    assert TokenizerStage(other, corpus).fingerprint() != tokenizer.fingerprint
