@@ -42,7 +42,7 @@ from retro.data.neighbor_table import open_neighbor_table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the builders of the tests are not installed
 
-from tests.data import builders  # noqa: E402
+from tests.data import builders
 
 LENGTH, CHUNK, NEIGHBORS, BATCH = 512, 64, 2, 8
 CHUNKS, RETRIEVED = LENGTH // CHUNK, 2 * CHUNK

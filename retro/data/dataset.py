@@ -43,16 +43,18 @@ class RetroDataset:
         *,
         sequence_length: int,
         num_neighbors: int = 2,
-        pad_id: int = 0,
+        pad_id: int | None = None,
         retrieval: Retrieval = "on",
         seed: int = 0,
         score_last_position: bool = False,
         retrieved_length: int | None = None,
     ) -> None:
-        """retrieved_length: R, default twice the chunk length of the database; seed: of the shuffled control."""
+        """pad_id: None = what the tokenizer pads with; retrieved_length: R, default twice the chunk length of the
+        database; seed: of the shuffled control."""
         self.queries, self.database, self.neighbors = queries, database, neighbors
         self.chunk_length = queries.chunk_length
-        self.sequence_length, self.num_neighbors, self.pad_id = sequence_length, num_neighbors, pad_id
+        self.sequence_length, self.num_neighbors = sequence_length, num_neighbors
+        self.pad_id = queries.tokens.pad_id if pad_id is None else pad_id
         self.retrieval, self.seed, self.score_last_position = retrieval, seed, score_last_position
         if sequence_length < 1 or sequence_length % self.chunk_length:
             nearest = max(1, sequence_length // self.chunk_length) * self.chunk_length

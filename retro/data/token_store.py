@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from retro.artifacts.manifest import open_manifest
+from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.data.sharded_array import load_array
+from retro.data.tokenizer import read_tokenizer_config
 
 TOKENS_KIND = "tokens"
 ORDER_NAME = "order.npy"
@@ -29,7 +30,7 @@ class TokenStore:
     """Read-only view of a tokens artifact. Cheap to pickle: it travels as its path.
 
     num_tokens, num_documents; document_offsets int64 [D + 1]; document_keys uint64 [D]; document_order int64 [D];
-    dtype of the stored tokens; vocab_size, bos_id, eos_id; tokenizer_fingerprint; fingerprint.
+    dtype of the stored tokens; vocab_size, bos_id, eos_id, pad_id; tokenizer_fingerprint; fingerprint.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -69,6 +70,12 @@ class TokenStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder,)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """What the tokenizer pads with. Raises ArtifactError where the tokenizer is not where it was."""
+        folder = input_path(self.folder, open_manifest(self.folder, TOKENS_KIND), "tokenizer")
+        return int(read_tokenizer_config(folder)["pad_id"])
 
     @cached_property
     def document_order(self) -> np.ndarray:

@@ -197,10 +197,9 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     manifest = open_manifest(folder, TOKENIZER_KIND)
-    path = folder / CONFIG_NAME
+    config = read_tokenizer_config(folder)
+    ids = {name: config[name] for name in ("bos_id", "eos_id", "pad_id")}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        ids = {name: int(config[name]) for name in ("bos_id", "eos_id", "pad_id")}
         tokenizer: Tokenizer
         if config["kind"] == SentencePieceTokenizer.kind:
             model = (folder / SENTENCEPIECE_NAME).read_bytes()
@@ -212,10 +211,23 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
         else:
             raise ValueError(f"unknown kind {config['kind']!r}")
         if config["vocab_size"] != tokenizer.vocab_size or not all(0 <= i < tokenizer.vocab_size for i in ids.values()):
-            raise ValueError(f"{path.name} says {config}, the model has {tokenizer.vocab_size} tokens")
+            raise ValueError(f"{CONFIG_NAME} says {config}, the model has {tokenizer.vocab_size} tokens")
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactCorruptError(f"{folder}: not a usable tokenizer ({error}); make it again") from None
     return tokenizer
+
+
+def read_tokenizer_config(folder: str | Path) -> dict[str, Any]:
+    """Content of a tokenizer artifact's tokenizer_config.json, without loading the model."""
+    path = Path(folder) / CONFIG_NAME
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("vocab_size", "bos_id", "eos_id", "pad_id"):
+            if not isinstance(config[name], int):
+                raise ValueError(f"{name} is {config[name]!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorruptError(f"{path}: not a usable tokenizer ({error}); make it again") from None
+    return config
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, content: bytes) -> None:

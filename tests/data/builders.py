@@ -111,10 +111,11 @@ def write_artifact(
     return folder
 
 
-def write_fake_tokenizer(folder: Path, vocab_size: int = 300) -> Path:
+def write_fake_tokenizer(folder: Path, vocab_size: int = 300, pad_id: int = PAD) -> Path:
     """An artifact of kind tokenizer that is only ever referred to."""
     folder.mkdir(parents=True)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"vocab_size": vocab_size}))
+    config = {"vocab_size": vocab_size, "bos_id": BOS, "eos_id": EOS, "pad_id": pad_id}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return write_artifact(folder, "tokenizer", {}, {}, [])
 
 

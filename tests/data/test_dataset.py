@@ -254,6 +254,16 @@ def test_one_chunk_has_nobody_to_exchange_neighbors_with(tmp_path: Path) -> None
         RetroDataset(store, store, table, sequence_length=M, num_neighbors=1, retrieval="shuffled")
 
 
+def test_padding_is_the_tokenizers_unless_said_otherwise(tmp_path: Path) -> None:
+    # Later documents of a sequence see the padding, so training and evaluation must pad alike.
+    tokens = write_tokens(tmp_path / "t", [[[5], [6]]], write_fake_tokenizer(tmp_path / "k", pad_id=9))
+    store = open_chunk_store(write_chunks(tmp_path / "c", tokens, M))
+    data = RetroDataset(store, None, None, sequence_length=2 * M, retrieval="off")
+    assert set(data[0].tokens_BN.ravel().tolist()) == {BOS, 5, 6, EOS, 9}
+    given = RetroDataset(store, None, None, sequence_length=2 * M, retrieval="off", pad_id=7)
+    assert set(given[0].tokens_BN.ravel().tolist()) == {BOS, 5, 6, EOS, 7}
+
+
 def test_verify_reports_what_only_a_whole_scan_finds(tmp_path: Path) -> None:
     release = build_tiny_release(tmp_path, chunk_length=M, sequence_chunks=L)
     data = make(release)
