@@ -120,28 +120,23 @@ class RetroDataset:
         count, length = self.sequence_chunks, self.chunk_length
         chunks = sample_ids[:, None] * count + np.arange(count)
         chunks[chunks >= self.queries.num_chunks] = -1
-        tokens, targets, scored, same_next = self._read_sequences(chunks)
+        tokens, targets, scored = self._read_sequences(chunks)
         if not self.score_last_position:
             scored[:, -1] = False
         neighbors, mask = None, None
         if self.retrieval != "off":
-            # A chunk whose successor is the same document's is full, so the position that its neighbors serve first,
-            # its own last one, predicts a token of that document: that position is scored or all of them are masked.
-            useful = same_next & scored[:, length - 1 :: length]
+            # The first position that a chunk's neighbors serve is the chunk's own last one, and its target is the next
+            # chunk's first token. It is scored exactly where the next chunk is of the same document and is served.
+            useful = scored[:, length - 1 :: length]
             neighbors, mask = self._read_neighbors(chunks, useful)
         return RetroBatch(tokens, targets, scored, neighbors, mask, chunks, sample_ids)
 
-    def _read_sequences(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], scored bool [B, N], and bool [B, L]:
-        whether the next chunk is of the same document."""
-        batch, count = chunks.shape
-        length = self.chunk_length
-        flat = chunks.reshape(-1)
+    def _read_sequences(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], and bool [B, N]: where targets are real."""
         # One token more than the chunk: the target of its last position lies right behind it in the token store.
-        tokens, real = self.queries.gather_neighbors(flat, self.pad_id, length + 1)
-        shape = (batch, count * length)
-        scored = real[:, 1:].reshape(shape)
-        return tokens[:, :-1].reshape(shape), tokens[:, 1:].reshape(shape), scored, real[:, -1].reshape(chunks.shape)
+        tokens, real = self.queries.gather_neighbors(chunks.reshape(-1), self.pad_id, self.chunk_length + 1)
+        shape = (len(chunks), chunks.shape[1] * self.chunk_length)
+        return tokens[:, :-1].reshape(shape), tokens[:, 1:].reshape(shape), real[:, 1:].reshape(shape)
 
     def _read_neighbors(self, chunks: np.ndarray, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbor tokens int32 [B, L, K, R] and mask; nothing is read for chunks that are not useful [B, L]."""
