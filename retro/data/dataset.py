@@ -132,7 +132,7 @@ class RetroDataset:
         return RetroBatch(tokens, targets, scored, neighbors, mask, chunks, sample_ids)
 
     def _read_sequences(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], and bool [B, N]: where targets are real."""
+        """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], bool [B, N]: where targets are real."""
         # One token more than the chunk: the target of its last position lies right behind it in the token store.
         tokens, real = self.queries.gather_neighbors(chunks.reshape(-1), self.pad_id, self.chunk_length + 1)
         shape = (len(chunks), chunks.shape[1] * self.chunk_length)
