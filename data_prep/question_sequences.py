@@ -37,7 +37,8 @@ class QuestionSequencesStage(Stage):
     """Inputs: questions; database: chunks; searcher, reranker: indexes of it.
 
     Files: see retro/data/question_dataset.py. The tokenizer is the database's. Questions that do not fit the layout
-    (prompt longer than question_chunks, answer longer than a chunk) are left out and counted: they are the same ones for every model of this tokenizer.
+    (prompt longer than question_chunks, answer longer than a chunk) are left out and counted: they
+    are the same ones for every model of this tokenizer.
     """
 
     name = "question_sequences"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_KEEPS_ITS_STOP = re.compile(r"^[-+]?\d+\.$|\.\.$")  # 1. is a number, `...` a value
 _LITERAL_TOKENS = re.compile(r"\d+\.\d+(?:[eE][+-]?\d+)?|\w+|[^\w\s]")
 
 Normalise = Callable[[str], str]
@@ -30,7 +31,7 @@ def normalise_literal(text: str) -> str:
     Case, signs, brackets and dots stay: `-1` is not `1`, and `None` is not `none`.
     """
     text = " ".join(text.replace("`", "").split())
-    text = text[:-1].rstrip() if text.endswith(".") and not re.search(r"\d\.$|\.\.$", text) else text
+    text = text[:-1].rstrip() if text.endswith(".") and not _KEEPS_ITS_STOP.search(text) else text
     for quote in ('"', "'"):
         if len(text) >= 2 and text[0] == text[-1] == quote:
             text = text[1:-1].strip()

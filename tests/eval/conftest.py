@@ -1,0 +1,3 @@
+from tests.eval.workspace import workspace
+
+__all__ = ["workspace"]

@@ -1,0 +1,83 @@
+"""Opening run folders and checkpoints for inference."""
+
+import json
+import shutil
+
+import pytest
+
+from retro.config.errors import (
+    ArtifactCorruptError,
+    ArtifactMismatchError,
+    ArtifactMissingError,
+    ArtifactUnfinishedError,
+    ConfigError,
+)
+from retro.inference.checkpoint import open_checkpoint
+from retro.inference.retro_lm import open_language_model
+from tests.eval.workspace import NEIGHBORS, SEQUENCE, write_run
+
+
+@pytest.fixture
+def run(workspace, tmp_path):
+    return write_run(tmp_path / "run", workspace.release, retro=True, step=5)
+
+
+def test_the_newest_finished_checkpoint_of_a_run(workspace, run):
+    steps = run / "checkpoints"
+    for step in (40, 9):
+        shutil.copytree(steps / "step_000005", steps / f"step_{step:06d}")
+    shutil.copytree(steps / "step_000005", steps / "step_000050")
+    (steps / "step_000050" / "manifest.json").unlink()  # a kill while saving
+    opened = open_checkpoint(run)
+    assert opened.step == 40 and opened.run == run and opened.name == "run step 40"
+    assert opened.setting("sequence_length", None) == SEQUENCE and opened.setting("num_neighbors", 7) == 7
+    assert opened.setting("num_neighbors", None) == NEIGHBORS
+    one = open_checkpoint(steps / "step_000009")
+    assert one.step == 9 and one.run == run and one.fingerprint == opened.fingerprint
+    assert one.release_path(None) == run / "release.json"
+
+
+def test_a_checkpoint_alone(run, tmp_path):
+    alone = tmp_path / "somewhere"
+    shutil.copytree(run / "checkpoints" / "step_000005", alone)
+    opened = open_checkpoint(alone)
+    assert opened.run is None and opened.settings == {}
+    with pytest.raises(ConfigError, match="num_neighbors=NUMBER"):
+        opened.setting("num_neighbors", None)
+    with pytest.raises(ConfigError, match="release=PATH"):
+        opened.release_path(None)
+
+
+def test_what_cannot_be_opened(run, tmp_path):
+    with pytest.raises(ArtifactMissingError, match="no such run"):
+        open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(ArtifactMissingError, match="neither a run folder"):
+        open_checkpoint(tmp_path)
+    folder = run / "checkpoints" / "step_000005"
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ArtifactCorruptError, match=r"config\.json"):
+        open_checkpoint(run)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ArtifactUnfinishedError, match="no finished checkpoint"):
+        open_checkpoint(run)
+    with pytest.raises(ArtifactUnfinishedError, match="unfinished"):
+        open_checkpoint(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ArtifactMissingError, match="no finished checkpoint"):
+        open_checkpoint(run)
+
+
+def test_truncated_weights_are_refused(run):
+    weights = run / "checkpoints" / "step_000005" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ArtifactCorruptError, match=r"model\.safetensors"):
+        open_checkpoint(run)
+
+
+def test_another_tokenizer_is_refused(run):
+    path = run / "checkpoints" / "step_000005" / "config.json"
+    stored = json.loads(path.read_text())
+    other = "0" * len(stored["tokenizer"])
+    path.write_text(json.dumps(stored, indent=1, sort_keys=True).replace(stored["tokenizer"], other) + "\n")
+    with pytest.raises(ArtifactMismatchError, match="expected the tokenizer 0000"):
+        open_language_model(run)
