@@ -1,0 +1,1 @@
+"""Puts a command on machines. Renders what will run, and runs it; never imports what it starts."""

@@ -1,0 +1,31 @@
+"""Runs a plan on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import NoReturn
+
+from launch.plan import LaunchPlan
+from retro.config.errors import ConfigError
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_plan(plan: LaunchPlan) -> NoReturn:
+    """Become the planned command: its output, signals and exit code are this process's own.
+
+    Raises ConfigError if the program is not found.
+    """
+    program = shutil.which(plan.arguments[0])
+    if program is None:
+        raise ConfigError(f"launch: program {plan.arguments[0]!r} not found")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(program, list(plan.arguments), {**os.environ, **dict(plan.environment)})

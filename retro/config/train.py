@@ -1,0 +1,144 @@
+"""Configuration of a training run (configs/train/). GPT and RETRO are trained by the same fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retro.config.errors import ConfigError
+from retro.config.loader import to_dict
+from retro.config.model import ModelConfig
+
+#: Fields that a run may be resumed with other values of: place, bookkeeping, and speed (micro_batch, compile and
+#: device change the last bits of sums). All others are the run's identity. Of `release` and `init_from` the content is
+#: compared, not the path.
+FREE_FIELDS = (
+    "name",
+    "run_root",
+    "release",
+    "init_from",
+    "micro_batch",
+    "loader_workers",
+    "compile",
+    "device",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "wandb",
+    "wandb_project",
+    "tensorboard",
+)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one model. Steps decide the length; everything but the model is the same for GPT and RETRO.
+
+    name: of the run, a folder below run_root; release: release.json of the prepared data, or its folder; dataset: the
+    release's text, or its question set `question_set` (fine-tuning); init_from: run folder (its newest checkpoint) or
+    checkpoint folder whose weights to start from; the model is then that checkpoint's, so leave `model` out.
+    model.cross_attention_layers empty = GPT, trained without neighbors.
+
+    sequence_length N; num_neighbors K (a GPT does not read it); global_batch: sequences per step over all processes;
+    micro_batch: sequences per process at a time, None = its whole share. Learning rate: linear warm-up over
+    warmup_steps, then cosine to min_learning_rate at `steps`. gradient_clip: largest norm of the whole gradient, None
+    = not clipped. precision bf16 = autocast with float32 weights. seed: of the initial weights, the sample order and
+    dropout. device: auto = an accelerator where there is one. compile: torch.compile; runs without, and says so, where
+    no compiler works. loader_workers: processes that prepare batches, 0 = a thread.
+
+    In steps: log_every and checkpoint_every (0 = after the last step only), validate_every (0 = never, otherwise also
+    after the last step; on the first validate_sequences of the validation split). keep_checkpoints: newest ones kept.
+    """
+
+    name: str
+    release: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run_root: str = "runs"
+    dataset: Literal["text", "questions"] = "text"
+    question_set: str = "docs"
+    init_from: str | None = None
+    sequence_length: int = 512
+    num_neighbors: int = 2
+    global_batch: int = 8
+    micro_batch: int | None = None
+    steps: int = 1000
+    learning_rate: float = 6e-4
+    min_learning_rate: float = 6e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    gradient_clip: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    validate_every: int = 100
+    validate_sequences: int = 32
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    loader_workers: int = 0
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    wandb_project: str = "retro-pretraining"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.name
+        _require(
+            name not in ("", ".", "..") and "/" not in name and "\\" not in name,
+            f"name: expected the name of a folder, found {name!r}",
+        )
+        _require(self.release != "", "release: expected the path of a release.json, found an empty text")
+        self._at_least(1, "steps", "sequence_length", "num_neighbors", "global_batch", "micro_batch")
+        self._at_least(1, "validate_sequences", "keep_checkpoints")
+        self._at_least(0, "warmup_steps", "validate_every", "checkpoint_every", "log_every", "loader_workers", "seed")
+        self._at_least(0, "weight_decay")
+        _require(self.learning_rate > 0, f"learning_rate: expected above 0, found {self.learning_rate}")
+        _require(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            f"min_learning_rate: expected 0 to learning_rate {self.learning_rate}, found {self.min_learning_rate}",
+        )
+        _require(
+            self.warmup_steps <= self.steps,
+            f"warmup_steps: expected at most steps {self.steps}, found {self.warmup_steps}",
+        )
+        for beta in ("beta1", "beta2"):
+            _require(0 <= getattr(self, beta) < 1, f"{beta}: expected 0 to below 1, found {getattr(self, beta)}")
+        _require(self.adam_eps > 0, f"adam_eps: expected above 0, found {self.adam_eps}")
+        _require(
+            self.gradient_clip is None or self.gradient_clip > 0,
+            f"gradient_clip: expected above 0, or null for none, found {self.gradient_clip}",
+        )
+        _require(
+            self.micro_batch is None or self.global_batch % self.micro_batch == 0,
+            f"global_batch: expected a multiple of micro_batch {self.micro_batch}, found {self.global_batch}",
+        )
+        # With init_from the chunk length is the checkpoint's, and checked when the data is opened.
+        _require(
+            self.init_from is not None or self.sequence_length % self.model.chunk_length == 0,
+            f"sequence_length: expected a multiple of model.chunk_length {self.model.chunk_length}, found "
+            f"{self.sequence_length}",
+        )
+
+    def _at_least(self, minimum: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            _require(value is None or value >= minimum, f"{name}: expected {minimum} or more, found {value}")
+
+    @property
+    def retrieval(self) -> bool:
+        """Whether the model reads neighbors."""
+        return self.model.is_retro
+
+
+def result_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide the trained weights and the meaning of the metrics: a run's identity."""
+    return {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}

@@ -1,0 +1,28 @@
+"""Validates every so many steps and after the last one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from retro.train.callbacks.base import Callback
+from retro.train.state import StepRecord
+from retro.train.validation import Validation
+
+if TYPE_CHECKING:
+    from retro.train.trainer import Trainer
+
+
+class Validator(Callback):
+    """Runs `validation` at multiples of `every` steps and after step trainer.steps, and announces the result."""
+
+    name = "validator"
+    every_process = True
+
+    def __init__(self, validation: Validation, every: int) -> None:
+        self.validation, self.every = validation, every
+
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
+        """Validate if it is due."""
+        step = record.state.step
+        if step % self.every == 0 or step == trainer.steps:
+            trainer.announce_validation(self.validation.run(trainer.model, trainer.processes, record.state))

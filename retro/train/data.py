@@ -1,0 +1,136 @@
+"""What a run trains and validates on, opened from a release."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro.artifacts.release import Release
+from retro.config.errors import ArtifactMismatchError, ConfigError
+from retro.config.train import TrainConfig
+from retro.data.chunk_store import ChunkStore, open_chunk_store
+from retro.data.dataset import RetroDataset
+from retro.data.neighbor_table import open_neighbor_table
+from retro.data.question_dataset import QuestionDataset, open_question_sequences, question_database
+from retro.data.tokenizer import Tokenizer
+
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "valid"
+#: Questions have no third split: their validation curve is for looking at only, nothing may be chosen by it.
+QUESTION_VALIDATION_SPLIT = "test"
+
+Sequences = RetroDataset | QuestionDataset
+
+
+@dataclass(frozen=True)
+class RunData:
+    """train: scores all but the last position of a sequence, whose neighbors would serve that position only;
+    validation: scores all positions, None if the run does not validate; byte_lengths int32 [V]: UTF-8 bytes of every
+    token."""
+
+    train: Sequences
+    validation: Sequences | None
+    byte_lengths: np.ndarray
+
+
+def resolve_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
+    """The configuration with the tokenizer's vocabulary size. Raises ConfigError if another one is written in it."""
+    given = config.model.vocab_size
+    if given not in (None, tokenizer.vocab_size):
+        raise ConfigError(
+            f"model.vocab_size: expected {tokenizer.vocab_size}, the size of the release's tokenizer, found {given}; "
+            "leave it out"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+
+
+def open_data(config: TrainConfig, release: Release, tokenizer: Tokenizer) -> RunData:
+    """Open what `config` names: the same sequences in the same order for GPT and RETRO.
+
+    Raises ArtifactError subclasses and ConfigError for artifacts that are not there or do not fit.
+    """
+    train: Sequences
+    validation: Sequences | None = None
+    if config.dataset == "questions":
+        train = _open_questions(config, release, tokenizer, TRAIN_SPLIT)
+        if config.validate_every:
+            validation = _open_questions(config, release, tokenizer, QUESTION_VALIDATION_SPLIT)
+    else:
+        database = open_chunk_store(release.database_chunks) if config.retrieval else None
+        train = _open_text(config, release, tokenizer, TRAIN_SPLIT, database, score_last_position=False)
+        if config.validate_every:
+            validation = _open_text(config, release, tokenizer, VALIDATION_SPLIT, database, score_last_position=True)
+    return RunData(train, validation, tokenizer.token_byte_lengths())
+
+
+def _open_text(
+    config: TrainConfig,
+    release: Release,
+    tokenizer: Tokenizer,
+    name: str,
+    database: ChunkStore | None,
+    score_last_position: bool,
+) -> RetroDataset:
+    split = release.split(name)
+    queries = open_chunk_store(split.chunks)
+    _check_chunk_length(str(queries.folder), queries.chunk_length, config)
+    _check_tokenizer(str(queries.folder), queries.tokens.tokenizer_fingerprint, tokenizer)
+    if queries.num_chunks == 0:
+        raise ArtifactMismatchError(f"{queries.folder}: the split {name!r} has no chunk; prepare another corpus")
+    neighbors = None
+    if database is not None and split.neighbors is not None:
+        neighbors = open_neighbor_table(split.neighbors, queries, database)
+    return RetroDataset(
+        queries,
+        database,
+        neighbors,
+        sequence_length=config.sequence_length,
+        num_neighbors=config.num_neighbors,
+        pad_id=tokenizer.pad_id,
+        retrieval="on" if config.retrieval else "off",
+        seed=config.seed,
+        score_last_position=score_last_position,
+    )
+
+
+def _open_questions(config: TrainConfig, release: Release, tokenizer: Tokenizer, split: str) -> QuestionDataset:
+    name = config.question_set
+    if name not in release.questions:
+        known = ", ".join(sorted(release.questions)) or "none"
+        raise ConfigError(f"question_set: {release.path} has no {name!r}; it has {known}")
+    folder = release.questions[name]
+    sequences = open_question_sequences(folder, split)
+    _check_chunk_length(str(folder), sequences.chunk_length, config)
+    _check_tokenizer(str(folder), sequences.tokenizer, tokenizer)
+    if config.sequence_length != sequences.sequence_length:
+        raise ConfigError(
+            f"sequence_length: expected {sequences.sequence_length}, as the questions of {folder} are laid out, found "
+            f"{config.sequence_length}; set sequence_length={sequences.sequence_length}"
+        )
+    if len(sequences) == 0:
+        raise ArtifactMismatchError(f"{folder}: no question in the split {split!r}; make the questions again")
+    return QuestionDataset(
+        sequences,
+        open_chunk_store(question_database(folder)) if config.retrieval else None,
+        config.num_neighbors,
+        tokenizer.pad_id,
+        retrieval="on" if config.retrieval else "off",
+        seed=config.seed,
+    )
+
+
+def _check_chunk_length(where: str, found: int, config: TrainConfig) -> None:
+    if found != config.model.chunk_length:
+        raise ArtifactMismatchError(
+            f"{where}: expected chunks of model.chunk_length {config.model.chunk_length} tokens, found {found}; "
+            f"set model.chunk_length={found}, or prepare the corpus again"
+        )
+
+
+def _check_tokenizer(where: str, found: str, tokenizer: Tokenizer) -> None:
+    if found != tokenizer.fingerprint:
+        raise ArtifactMismatchError(
+            f"{where}: expected tokens of the release's tokenizer {tokenizer.fingerprint}, found {found}; "
+            "run `retro prep run` again"
+        )

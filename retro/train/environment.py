@@ -1,0 +1,82 @@
+"""What a run ran on: versions, hardware, source revision. For people who compare runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retro import __version__
+from retro.train.distributed import Processes
+
+_PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "sentencepiece", "tokenizers")
+
+
+def describe_environment(processes: Processes) -> dict[str, Any]:
+    """JSON-able; what cannot be found out is null."""
+    return {
+        "retro_pretraining": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "device": _device(processes.device),
+        "processes": processes.world,
+        "threads_per_process": torch.get_num_threads(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_modified": _modified(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return None
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _modified() -> bool | None:
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return None if status is None else status != ""
+
+
+def _git(*arguments: str) -> str | None:
+    """Of the repository that this package lies in, if it lies in one."""
+    package = Path(__file__).resolve().parents[2]
+    if not (package / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

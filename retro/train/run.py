@@ -1,0 +1,230 @@
+"""One training run from its configuration: opens, resumes, trains, leaves a run folder behind."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from retro.artifacts.release import Release, open_release
+from retro.config.loader import to_dict
+from retro.config.train import TrainConfig, result_fields
+from retro.data.loader import TrainLoader
+from retro.data.tokenizer import open_tokenizer
+from retro.model.retro import RetroModel, count_parameters
+from retro.optim.adamw import build_adamw
+from retro.optim.schedules import warmup_cosine
+from retro.train.callbacks.base import Callback
+from retro.train.callbacks.checkpointer import Checkpointer
+from retro.train.callbacks.metrics_file import MetricsFile
+from retro.train.callbacks.progress import Progress
+from retro.train.callbacks.validator import Validator
+from retro.train.checkpoint import Identity, check_identity, latest_checkpoint, load_checkpoint
+from retro.train.compiled import compile_or_stay_eager
+from retro.train.data import RunData, open_data, resolve_vocabulary
+from retro.train.distributed import Processes, open_processes
+from retro.train.environment import describe_environment
+from retro.train.initial import InitialWeights, open_initial_weights, take_model
+from retro.train.randomness import restore_generators, seed_process
+from retro.train.run_folder import RunFolder, silent_log
+from retro.train.state import TrainState
+from retro.train.trainer import Trainer
+from retro.train.validation import Validation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its folder and state, and the signal that stopped it (None = all steps are made)."""
+
+    folder: Path
+    state: TrainState
+    stopped_by: signal.Signals | None
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Train the run that `config` describes, from its newest checkpoint if it has one.
+
+    Raises RetroError subclasses: ConfigError, ArtifactError (release or checkpoint unusable, or of another run),
+    TrainingDivergedError.
+    """
+    processes = open_processes(config)
+    release = open_release(config.release)
+    tokenizer = open_tokenizer(release.tokenizer)
+    initial = None
+    if config.init_from is not None:
+        initial = open_initial_weights(config.init_from, tokenizer)
+        config = take_model(config, initial)
+    config = resolve_vocabulary(config, tokenizer)
+    data = open_data(config, release, tokenizer)
+    identity = Identity(
+        config=result_fields(config),
+        release=release.fingerprint,
+        tokenizer=tokenizer.fingerprint,
+        init_from=None if initial is None else initial.fingerprint,
+    )
+    folder = RunFolder(config)
+    with ExitStack() as stack:
+        log = silent_log()
+        if processes.is_main:
+            stack.enter_context(folder.lock())
+            log = stack.enter_context(folder.log())
+        processes.wait()  # the others look for checkpoints only when the main process holds the folder
+        latest = latest_checkpoint(folder.checkpoints)
+        if latest is not None:
+            step = check_identity(latest, identity)
+            if step >= config.steps:
+                log.info(f"{folder.path}: finished at step {step}; nothing to do")
+                return Outcome(folder.path, TrainState(step=step), None)
+        trainer = _build_trainer(config, data, identity, folder, processes, log, latest, initial)
+        if processes.is_main:
+            folder.write_config(config)
+            folder.write_release(release.path)
+            folder.write_environment(describe_environment(processes))
+        log.info(_summary(config, trainer, folder, release))
+        if config.compile:
+            _compile(trainer, log)
+        state = trainer.fit()
+        stopped = signal.Signals(trainer.stop_signal) if trainer.stop_signal and state.step < config.steps else None
+        if stopped is None:
+            log.info(f"finished: {state.step} steps, {state.tokens:,} tokens in {state.elapsed_s:.0f} s of training")
+        else:
+            log.info(f"stopped by {stopped.name} after step {state.step}; checkpoint written, the same command resumes")
+    return Outcome(folder.path, state, stopped)
+
+
+def build_loader(config: TrainConfig, data: RunData, processes: Processes, start_sample: int = 0) -> TrainLoader:
+    """This process's micro-batches from the given position of the sample stream."""
+    micro_batch = config.micro_batch or max(1, config.global_batch // processes.world)
+    return TrainLoader(
+        data.train,  # type: ignore[arg-type]  # the loader asks for __len__ and __getitems__ only
+        global_batch=config.global_batch,
+        micro_batch=micro_batch,
+        rank=processes.rank,
+        world=processes.world,
+        seed=config.seed,
+        start_sample=start_sample,
+        num_workers=config.loader_workers,
+    )
+
+
+def _build_trainer(
+    config: TrainConfig,
+    data: RunData,
+    identity: Identity,
+    folder: RunFolder,
+    processes: Processes,
+    log: logging.Logger,
+    latest: Path | None,
+    initial: InitialWeights | None,
+) -> Trainer:
+    torch.manual_seed(config.seed)  # the same weights in every process, and for GPT and RETRO where both have them
+    model = RetroModel(config.model).to(processes.device)
+    if initial is not None and latest is None:
+        initial.load(model)
+    seed_process(config.seed, processes)
+    optimizer = build_adamw(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        eps=config.adam_eps,
+    )
+    callbacks = build_callbacks(config, data, identity, folder, processes, log)
+    state = TrainState()
+    if latest is not None:
+        resumed = load_checkpoint(latest, model=model, optimizer=optimizer, identity=identity)
+        state = resumed.state
+        restore_generators(resumed.rng, processes)
+        for callback in callbacks:
+            if callback.name in resumed.callbacks:
+                callback.load_state(resumed.callbacks[callback.name])
+    schedule = partial(
+        warmup_cosine,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        peak=config.learning_rate,
+        minimum=config.min_learning_rate,
+    )
+    return Trainer(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=build_loader(config, data, processes, state.samples),
+        processes=processes,
+        steps=config.steps,
+        gradient_clip=config.gradient_clip,
+        callbacks=callbacks,
+        state=state,
+    )
+
+
+def build_callbacks(
+    config: TrainConfig,
+    data: RunData,
+    identity: Identity,
+    folder: RunFolder,
+    processes: Processes,
+    log: logging.Logger,
+) -> list[Callback]:
+    """The observers that `config` asks for, in the order in which they must be called."""
+    callbacks: list[Callback] = []
+    if processes.is_main:
+        callbacks.append(MetricsFile(folder.metrics, config.log_every))
+        if config.wandb != "disabled":
+            from retro.train.callbacks.weights_and_biases import WeightsAndBiases
+
+            callbacks.append(
+                WeightsAndBiases(
+                    every=config.log_every,
+                    mode=config.wandb,
+                    project=config.wandb_project,
+                    run_name=config.name,
+                    folder=folder.path,
+                    config=to_dict(config),
+                )
+            )
+        if config.tensorboard:
+            from retro.train.callbacks.tensorboard import TensorBoard
+
+            callbacks.append(TensorBoard(folder.tensorboard, config.log_every))
+        callbacks.append(Progress(log))
+    if data.validation is not None:
+        validation = Validation(
+            data.validation,
+            data.byte_lengths,
+            sequences=config.validate_sequences,
+            batch=config.micro_batch or max(1, config.global_batch // processes.world),
+        )
+        callbacks.append(Validator(validation, config.validate_every))
+    callbacks.append(
+        Checkpointer(folder.checkpoints, identity, every=config.checkpoint_every, keep=config.keep_checkpoints)
+    )
+    return callbacks
+
+
+def _compile(trainer: Trainer, log: logging.Logger) -> None:
+    started = time.perf_counter()
+    batches = iter(trainer.loader)
+    batch = next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    trainer.model.train()
+    if compile_or_stay_eager(trainer.model, lambda: trainer.forward_backward(batch, last=False), log.warning):
+        log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")
+
+
+def _summary(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: Release) -> str:
+    kind = "RETRO" if config.model.is_retro else "GPT"
+    processes, loader, state = trainer.processes, trainer.loader, trainer.state
+    what = f"resuming at step {state.step}" if state.step else "training"
+    return (
+        f"{folder.path}: {what}: {kind}, {count_parameters(trainer.model):,} parameters, {config.steps} steps of "
+        f"{config.global_batch} x {config.sequence_length} tokens ({loader.micro_batches_per_step} micro-batch(es) of "
+        f"{loader.micro_batch} on {processes.world} process(es), {processes.device.type}, {config.precision}), "
+        f"{len(loader.dataset):,} sequences of release {release.fingerprint}"
+    )

@@ -1,0 +1,107 @@
+"""The folder of a run: runs/<name>/{config.yaml, release.json, environment.json, metrics.jsonl, log.txt, checkpoints}.
+
+One process writes a run at a time: a lock on `.lock` says so, and vanishes with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from retro.artifacts.atomic import write_json_atomic, write_text_atomic
+from retro.config.errors import ConfigError
+from retro.config.loader import dump_yaml
+from retro.config.train import TrainConfig
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = Path(config.run_root) / config.name
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and hold it. Raises ConfigError if it cannot be made, or another process is training it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / ".lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: the run folder cannot be made ({error.strerror}); set run_root or name"
+            ) from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{self.path}: another process is training this run; give another name=") from None
+            yield
+
+    def write_config(self, config: TrainConfig) -> None:
+        """The configuration as it was resolved."""
+        write_text_atomic(self.path / "config.yaml", dump_yaml(config))
+
+    def write_release(self, release: Path) -> None:
+        """A copy of release.json that works from this folder: members are found relative to the file."""
+        content = json.loads(release.read_text(encoding="utf-8"))
+        write_json_atomic(self.path / "release.json", _moved(content, release.resolve().parent, self.path.resolve()))
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Versions and hardware of the current session."""
+        write_json_atomic(self.path / "environment.json", environment)
+
+    @contextmanager
+    def log(self) -> Iterator[logging.Logger]:
+        """A logger to stderr and, with the time, to log.txt."""
+        logger = logging.Logger(f"retro.train.{self.path.name}", logging.INFO)
+        console = _ConsoleHandler()
+        file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for handler in (console, file):
+            logger.addHandler(handler)
+        try:
+            yield logger
+        finally:
+            file.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes lines to stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def silent_log() -> logging.Logger:
+    """For processes that are not the main one."""
+    logger = logging.Logger("retro.train.silent", logging.CRITICAL + 1)
+    logger.addHandler(logging.NullHandler())
+    return logger
+
+
+def _moved(value: Any, old: Path, new: Path) -> Any:
+    """The members of a release, their paths relative to `new` instead of `old`."""
+    if not isinstance(value, dict):
+        return value
+    out = {key: _moved(item, old, new) for key, item in value.items()}
+    if "path" in out and "fingerprint" in out:
+        out["path"] = os.path.relpath(os.path.normpath(old / out["path"]), new)
+    return out

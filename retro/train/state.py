@@ -1,0 +1,53 @@
+"""What the loop knows about where it is, and what it tells its observers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retro.config.errors import RetroError
+
+
+class TrainingDivergedError(RetroError):
+    """The loss or the gradient is not a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Position of a run after `step` optimizer steps.
+
+    samples: sequences consumed, the position in the sample stream; tokens: scored tokens trained on so far;
+    elapsed_s: seconds of training, without validation and checkpoints, over all sessions of the run.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, over all processes and micro-batches.
+
+    state: after the step; loss: nats per scored token; loss_sum: nats; tokens: scored ones; learning_rate: the one
+    used; grad_norm: before clipping; seconds: of the step, waiting for data included.
+    """
+
+    state: TrainState
+    loss: float
+    loss_sum: float
+    tokens: int
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """Validation after state.step steps. loss: nats per scored token; bits_per_byte: of the text's UTF-8 bytes."""
+
+    state: TrainState
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
