@@ -55,7 +55,7 @@ class Checkpoint:
         """`given`, or the value of that name that the run was trained with. Raises ConfigError if neither is known."""
         if given is not None:
             return given
-        value = self.settings.get(name, self.stored.get(name))
+        value = self.stored.get(name, self.settings.get(name))
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{name}: {self.folder} does not tell what it was trained with; give {name}=NUMBER")
         return value

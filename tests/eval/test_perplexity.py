@@ -203,6 +203,27 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(workspace, evaluated, tmp
     assert {**found, "throughput": None} == {**clean, "throughput": None}
 
 
+def test_a_kill_between_answers_and_their_record_resumes_to_the_same_bytes(workspace, evaluated, tmp_path, monkeypatch):
+    import retro.eval.responses as responses
+
+    write, calls = responses.write_json_atomic, []
+
+    def write_some(path, value):
+        calls.append(path)
+        if len(calls) == 4:  # the new record, two blocks, and then the kill: the third block is written, not recorded
+            raise Killed
+        write(path, value)
+
+    monkeypatch.setattr(responses, "write_json_atomic", write_some)
+    with pytest.raises(Killed):
+        evaluate(config(workspace, tmp_path), progress=False)
+    monkeypatch.setattr(responses, "write_json_atomic", write)
+    folder = tmp_path / "eval" / "perplexity-test"
+    assert read_state(folder).blocks == 2 and read_state(folder).bytes < (folder / RESPONSES_NAME).stat().st_size
+    evaluate(config(workspace, tmp_path), progress=False)
+    assert (folder / RESPONSES_NAME).read_bytes() == (evaluated[0] / RESPONSES_NAME).read_bytes()
+
+
 def test_a_finished_evaluation_asks_the_model_nothing(workspace, evaluated, monkeypatch):
     monkeypatch.setattr(PerplexityTask, "run_block", lambda *_: pytest.fail("asked again"))
     before = (evaluated[0] / RESULTS_NAME).read_bytes()
