@@ -25,7 +25,7 @@ class DocsQuestionsStage(Stage):
     """
 
     name = "docs_questions"
-    version = 1
+    version = 2
     kind = QUESTIONS_KIND
 
     def __init__(self, config: QuestionsConfig, documents: Path) -> None:
@@ -60,7 +60,7 @@ class DocsQuestionsStage(Stage):
         stats: dict[str, Any] = {"candidates": sum(record["rows"] for record in records)}
         for split, limit in (("train", config.max_train), ("test", config.max_test)):
             questions = sorted(splits[split], key=lambda question: _rank(config.seed, question.id))
-            questions = limit_answers(questions, config.max_answer_share)[:limit]
+            questions = limit_answers(questions, config.max_answer_share, config.seed)[:limit]
             write_questions(out / f"{QUESTIONS_KIND}-{split}.jsonl", questions)
             stats[split] = {
                 "questions": len(questions),
@@ -114,25 +114,25 @@ def question_split(document_id: str, config: QuestionsConfig) -> str:
     return "test" if _rank(config.seed, f"split\0{document_id}") < config.test_fraction * 2**64 else "train"
 
 
-def limit_answers(questions: Iterable[Question], share: float) -> list[Question]:
-    """The questions without the last ones of each answer that is too common, in their order.
+def limit_answers(questions: Iterable[Question], share: float, seed: int = 0) -> list[Question]:
+    """The questions without some of those whose answer is too common, in their order.
 
     No answer makes up more than `share` of the questions of its kind that are kept, except that every answer may
-    appear once.
+    appear once. Which ones stay is decided by a seeded hash that has nothing to do with their order, so that the
+    shares hold in any part of the list as well.
     """
     questions = list(questions)
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    members: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for question in questions:
-        counts[question.kind][question.answers[0]] += 1
-    limits = {kind: _largest_count(list(counter.values()), share) for kind, counter in counts.items()}
-    used: Counter[tuple[str, str]] = Counter()
-    kept = []
-    for question in questions:
-        key = (question.kind, question.answers[0])
-        if used[key] < limits[question.kind]:
-            used[key] += 1
-            kept.append(question)
-    return kept
+        members[question.kind, question.answers[0]].append(question)
+    kept: set[str] = set()
+    for kind in {kind for kind, _ in members}:
+        groups = [group for (own, _), group in members.items() if own == kind]
+        limit = _largest_count([len(group) for group in groups], share)
+        for group in groups:
+            ranked = sorted(group, key=lambda question: _rank(seed, f"keep\0{question.id}"))
+            kept.update(question.id for question in ranked[:limit])
+    return [question for question in questions if question.id in kept]
 
 
 def _largest_count(counts: list[int], share: float) -> int:

@@ -170,6 +170,14 @@ def test_common_answers_are_limited_and_rare_ones_kept():
     assert limit_answers([question(0, "a")], 0.2) == [question(0, "a")]
 
 
+def test_the_limit_holds_in_every_part_of_the_list():
+    questions = [question(i, "None" if i % 2 else str(i)) for i in range(4000)]
+    kept = limit_answers(questions, 0.2)
+    assert [int(q.id) for q in kept] == sorted(int(q.id) for q in kept)
+    for part in (kept, kept[:600], kept[-600:]):
+        assert sum(q.answers[0] == "None" for q in part) / len(part) == pytest.approx(0.2, abs=0.05)
+
+
 def test_the_split_depends_on_the_document_alone_and_has_about_its_share():
     config = QuestionsConfig(test_fraction=0.3)
     splits = [question_split(f"doc{i}", config) for i in range(2000)]
