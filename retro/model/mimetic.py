@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 OUTPUT_SHARE = 0.3
 #: Smear weight at the start: sigmoid(-1) = 27 % own key, 73 % the predecessor's.
 SMEAR_WEIGHT = -1.0
+#: Factor on queries at the start: how sharply a token picks its like. 1 leaves the match of 128 to 512 keys too soft to
+#: be of use, and then it takes many times as long to be learned (docs/lab_log.md).
+QUERY_SCALE = 2.0
 
 
 @torch.no_grad()
@@ -45,7 +48,7 @@ def set_mimetic(model: nn.Module, config: ModelConfig, seed: int) -> None:
         query, key, value, out = _weights(attention.shape, config.width, None, stream(seed, f"layers.{number}.mimetic"))
         attention.query_key_value.weight.copy_(torch.cat((query, key, value)))
         attention.out.weight.copy_(out)
-        _smear(attention)
+        _sharpen(attention)
         if layer.cross_attention is not None:
             attention = layer.cross_attention.attention
             generator = stream(seed, f"layers.{number}.cross_attention.mimetic")
@@ -53,10 +56,13 @@ def set_mimetic(model: nn.Module, config: ModelConfig, seed: int) -> None:
             attention.query.weight.copy_(query)
             attention.key_value.weight.copy_(torch.cat((key, value)))
             attention.out.weight.copy_(out)
-            _smear(attention)
+            _sharpen(attention)
 
 
-def _smear(attention: Any) -> None:
+def _sharpen(attention: Any) -> None:
+    """Scale of the match, and the share of the predecessor in the keys."""
+    if attention.preparation.query_norm is not None:
+        attention.preparation.query_norm.weight.fill_(QUERY_SCALE)
     if attention.preparation.smear is not None:
         attention.preparation.smear.weight.fill_(SMEAR_WEIGHT)
 
@@ -75,7 +81,8 @@ def _weights(
         repeated = heads.repeat_interleave(group, dim=0).reshape(-1, key_width)
         return repeated if space is None else repeated @ space
 
-    query = per_query_head(key)
+    # With qk_norm the scale is that of the norm; without, it is in the projection.
+    query = per_query_head(key) * (1.0 if shape.qk_norm else QUERY_SCALE)
     out = OUTPUT_SHARE / group * per_query_head(value).t()
     return query, key, value, out
 
