@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 class LogWindow(Callback):
-    """Every `every` steps (0 = after the last one only) gives `emit` the figures of the steps since the last time: its state survives a resume, so
-    the figures are those of a run that was never stopped."""
+    """Every `every` steps (0 = after the last one only) gives `emit` the figures of the steps since the last time.
+
+    Its state survives a resume, so the figures are those of a run that was never stopped.
+    """
 
     name = "log_window"
 
