@@ -210,9 +210,9 @@ def build_callbacks(
 
 def _compile(trainer: Trainer, log: logging.Logger) -> None:
     started = time.perf_counter()
-    batches = iter(trainer.loader)
-    batch = next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    # Straight from the data set: the loader's position must stay where it is.
+    loader = trainer.loader
+    batch = loader.dataset.__getitems__([i % len(loader.dataset) for i in range(loader.micro_batch)])
     trainer.model.train()
     if compile_or_stay_eager(trainer.model, lambda: trainer.forward_backward(batch, last=False), log.warning):
         log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")

@@ -1,5 +1,6 @@
 """Warm-up and cosine."""
 
+import itertools
 import math
 
 import pytest
@@ -19,7 +20,7 @@ def test_decays_along_half_a_cosine_to_the_minimum_at_the_last_step():
     rates = [warmup_cosine(step, **SHAPE) for step in range(10, 101)]
     assert rates == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * i / 90)) / 2 for i in range(91)])
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 def test_without_warmup_starts_at_the_peak():
@@ -29,9 +30,7 @@ def test_without_warmup_starts_at_the_peak():
 
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 0), (1, 1), (2, 2), (5, 5)])
 def test_degenerate_lengths_stay_between_zero_and_the_peak(steps: int, warmup_steps: int):
-    rates = [
-        warmup_cosine(s, steps=steps, warmup_steps=warmup_steps, peak=1.0, minimum=0.5) for s in range(steps)
-    ]
+    rates = [warmup_cosine(s, steps=steps, warmup_steps=warmup_steps, peak=1.0, minimum=0.5) for s in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) == 1.0
 

@@ -39,9 +39,7 @@ def build_release(root: Path, seed: int = 0) -> Path:
         generator = np.random.default_rng([seed, number])
         texts = [_text(generator) for _ in range(count)]
         names = f"{split}-{{}}"
-        tokens[split] = write_tokens(
-            root / f"tokens-{split}", [texts], tokenizer, vocab_size=VOCABULARY, names=names
-        )
+        tokens[split] = write_tokens(root / f"tokens-{split}", [texts], tokenizer, vocab_size=VOCABULARY, names=names)
         chunks[split] = write_chunks(root / f"chunks-{split}", tokens[split], CHUNK)
     splits = {}
     for split in ("train", "valid"):
@@ -51,9 +49,7 @@ def build_release(root: Path, seed: int = 0) -> Path:
         else:
             size = len(np.load(chunks["train"] / "starts-00000.npy"))
             table = np.random.default_rng(seed).integers(0, size, (rows, 2))
-        neighbors = write_neighbors(
-            root / f"neighbors-{split}", chunks[split], chunks["train"], table, SEQUENCE_CHUNKS
-        )
+        neighbors = write_neighbors(root / f"neighbors-{split}", chunks[split], chunks["train"], table, SEQUENCE_CHUNKS)
         splits[split] = Split(tokens[split], chunks[split], neighbors)
     path = root / "release.json"
     write_release(

@@ -134,7 +134,10 @@ def test_an_unreadable_manifest_is_refused(tmp_path: Path):
     ("other", "message"),
     [
         (Identity({**SETTINGS, "steps": 10}, "release-1", "tokenizer-1"), "steps: checkpoint 9, now 10"),
-        (Identity({**SETTINGS, "model": {"width": 16}}, "release-1", "tokenizer-1"), "model.width: checkpoint 8, now 16"),
+        (
+            Identity({**SETTINGS, "model": {"width": 16}}, "release-1", "tokenizer-1"),
+            "model.width: checkpoint 8, now 16",
+        ),
         (Identity(SETTINGS, "release-2", "tokenizer-1"), 'release: checkpoint "release-1", now "release-2"'),
         (Identity(SETTINGS, "release-1", "tokenizer-2"), 'tokenizer: checkpoint "tokenizer-1", now "tokenizer-2"'),
         (Identity(SETTINGS, "release-1", "tokenizer-1", "w"), 'init_from: checkpoint null, now "w"'),

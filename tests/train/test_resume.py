@@ -62,9 +62,7 @@ def test_a_polite_signal_finishes_the_step_and_saves(release: Path, tmp_path: Pa
         release, tmp_path, steps=400, log_every=1, checkpoint_every=0, validate_every=0, name="polite"
     )
     file = releases.write_yaml(tmp_path / "polite.yaml", values)
-    found, errors = releases.start_and_signal(
-        releases.command(file), tmp_path / "polite" / "metrics.jsonl", 3, number
-    )
+    found, errors = releases.start_and_signal(releases.command(file), tmp_path / "polite" / "metrics.jsonl", 3, number)
     assert found == code, errors
     ((step, _),) = list_checkpoints(tmp_path / "polite" / "checkpoints")
     assert 3 <= step < 400
@@ -97,9 +95,7 @@ def test_resumes_with_other_speed_fields(release: Path, tmp_path: Path):
     ],
     ids=["steps", "learning_rate", "global_batch", "model"],
 )
-def test_another_configuration_in_the_same_folder_is_refused(
-    release: Path, tmp_path: Path, change: dict, field: str
-):
+def test_another_configuration_in_the_same_folder_is_refused(release: Path, tmp_path: Path, change: dict, field: str):
     train(releases.config(release, tmp_path))
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(ArtifactMismatchError, match="another name=") as caught:

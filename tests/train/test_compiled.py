@@ -1,0 +1,43 @@
+"""torch.compile is optional: without a C++ compiler training says so once and goes on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.train import releases
+
+
+def run(release: Path, root: Path, **environment: str) -> tuple[str, list[dict]]:
+    values = releases.settings(release, root, retro=False, compile=True, name="compiled", steps=3, validate_every=0)
+    file = releases.write_yaml(root / "compiled.yaml", values)
+    done = subprocess.run(
+        releases.command(file), capture_output=True, text=True, env=releases.environment(**environment)
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr, releases.metrics(root / "compiled", "train")
+
+
+def eager(release: Path, root: Path) -> list[dict]:
+    from retro.train.run import train
+
+    train(releases.config(release, root, retro=False, name="eager", steps=3, validate_every=0))
+    return releases.metrics(root / "eager", "train")
+
+
+def test_runs_eagerly_where_there_is_no_compiler(release: Path, tmp_path: Path):
+    errors, rows = run(release, tmp_path, CXX=str(tmp_path / "absent"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    warnings = [line for line in errors.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: compile: true does not work here, training runs without it")
+    assert rows == eager(release, tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_the_eager_ones(release: Path, tmp_path: Path):
+    errors, rows = run(release, tmp_path)
+    assert "compiled in" in errors
+    expected = [row["loss"] for row in eager(release, tmp_path)]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-4)
