@@ -72,7 +72,7 @@ def all_imports() -> list[Import]:
 
 
 def package_of(module: str) -> str:
-    """`retro.data` of `retro.data.loader`, `data_prep` of `data_prep.runner`, `retro` of `retro`, else the first name."""
+    """`retro.data` of `retro.data.loader`, `data_prep` of `data_prep.runner`, else the first name."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "retro" else parts[0]
 

@@ -1,0 +1,278 @@
+"""`kill -9` at any moment, then the same command again: the same bytes as without the kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro.cli.main import main
+from tests.system.workplace import (
+    copy,
+    differences,
+    environment,
+    eval_command,
+    prep_settings,
+    result_files,
+    train_command,
+    write_config,
+)
+
+STAGES = (
+    "ingest",
+    "deduplicate",
+    "train_tokenizer",
+    "tokenize",
+    "chunk",
+    "build_index",
+    "find_neighbors",
+    "docs_questions",
+    "question_sequences",
+)
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """`retro` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "retro.cli.main", *arguments],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the command and everything it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def kill_when(arguments: list[str], ready: Callable[[], bool], delay: float = 0.0) -> bool:
+    """Start the command and kill it `delay` seconds after `ready()`; False if it had ended by itself before."""
+    process = start(arguments)
+    deadline = time.monotonic() + 120
+    try:
+        while not ready():
+            if process.poll() is not None:
+                assert process.returncode == 0, process.communicate()[1].decode()
+                return False
+            assert time.monotonic() < deadline, "the awaited moment did not come"
+            time.sleep(0.001)
+        time.sleep(delay)
+        return process.poll() is None
+    finally:
+        kill_group(process)
+
+
+def leftovers(root: Path) -> list[str]:
+    """Temporary files and folders that a finished command should have cleared."""
+    return [str(p.relative_to(root)) for p in root.rglob("*") if ".tmp-" in p.name]
+
+
+def prep_again(place, tmp_path: Path) -> tuple[Path, list[str]]:
+    """(root, command) of the same preparation into another, empty folder."""
+    root = tmp_path / "prep"
+    settings = prep_settings(place.root / "corpus", root)
+    return root, ["prep", "run", str(write_config(tmp_path / "prep.yaml", settings))]
+
+
+def finish_prep(place, root: Path, command: list[str]) -> None:
+    assert main(command) == 0
+    assert differences(result_files(place.prep), result_files(root)) == []
+    assert leftovers(root) == []
+
+
+def kill_in_stages(place, tmp_path: Path, stages: tuple[str, ...], seed: int) -> None:
+    """One run per stage, each killed a random moment after that stage's folder appears, each resuming the last."""
+    root, command = prep_again(place, tmp_path)
+    generator = np.random.default_rng(seed)
+    killed = 0
+    for stage in stages:
+        delay = float(generator.uniform(0, 0.08))
+        killed += kill_when(command, lambda stage=stage: any(root.glob(f"{stage}-*")), delay)
+    assert killed >= len(stages) // 2
+    finish_prep(place, root, command)
+
+
+def test_prep_killed_in_every_third_stage_and_resumed(place, tmp_path):
+    kill_in_stages(place, tmp_path, STAGES[::3], seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_prep_killed_in_every_stage_and_resumed(place, tmp_path, seed):
+    kill_in_stages(place, tmp_path, STAGES, seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prep_killed_between_any_two_system_calls_of_a_commit(place, tmp_path, seed):
+    """In a child process, die (as by kill -9) at the n-th call of os.replace or os.fsync, again and again, to the end.
+
+    Those two calls are what a commit consists of: this visits the moments that a timer hits too rarely.
+    """
+    root, command = prep_again(place, tmp_path)
+    generator = np.random.default_rng(seed)
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from retro.cli.main import main
+left = int(sys.argv[1])
+def dying(call, after):
+    def wrapped(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = call(*arguments, **options)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+    return wrapped
+after = sys.argv[2] == "after"
+os.replace, os.fsync = dying(os.replace, after), dying(os.fsync, after)
+raise SystemExit(main({command!r}))
+"""
+    deaths = 0
+    for _ in range(4):
+        count, after = int(generator.integers(1, 120)), ["before", "after"][int(generator.integers(2))]
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(count), after], env=environment(), capture_output=True, check=False
+        )
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+        deaths += done.returncode != 0
+    assert deaths >= 1
+    finish_prep(place, root, command)
+
+
+@pytest.mark.slow
+def test_prep_with_a_pool_killed_at_random_moments(place, tmp_path):
+    root, command = prep_again(place, tmp_path)
+    generator = np.random.default_rng(7)
+    for stage in ("ingest", "tokenize", "build_index", "find_neighbors"):
+        kill_when(
+            [*command, "workers=2"],
+            lambda stage=stage: any(root.glob(f"{stage}-*/shards")),
+            float(generator.uniform(0, 2)),
+        )
+        time.sleep(1.0)  # workers of the killed run notice that they are orphans
+    finish_prep(place, root, command)
+
+
+def step_reached(run: Path, step: int) -> bool:
+    try:
+        return f'"step": {step},' in (run / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def check_run(clean: Path, other: Path, name: str) -> None:
+    """Equal results: weights, optimizer, generator states, metrics; the paths in config.yaml are another root's."""
+    before, after = result_files(clean, ["config.yaml", "release.json"]), result_files(other, ["config.yaml"])
+    before = {n: b for n, b in before.items() if not n.startswith("eval/")}
+    after = {n: b for n, b in after.items() if n != "release.json"}
+    assert differences(before, after) == []
+    assert (clean / f"checkpoints/{name}/model.safetensors").read_bytes() == (
+        other / f"checkpoints/{name}/model.safetensors"
+    ).read_bytes()
+    assert leftovers(other) == []
+
+
+def kill_training(place, tmp_path: Path, kind: str, moments: list[tuple[int, float]]) -> None:
+    command = train_command(kind, place.release, tmp_path)
+    run = tmp_path / kind
+    for step, delay in moments:
+        kill_when(command, lambda step=step: step_reached(run, step), delay)
+    assert main(command) == 0
+    check_run(place.runs / kind, run, "step_000030")
+
+
+def test_training_killed_twice_and_resumed(place, tmp_path):
+    kill_training(place, tmp_path, "retro", [(3, 0.0), (24, 0.01)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt", "retro"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_killed_at_random_steps_and_resumed(place, tmp_path, kind, seed):
+    generator = np.random.default_rng(seed)
+    steps = sorted(int(s) for s in generator.integers(1, 30, 5))
+    kill_training(place, tmp_path, kind, [(step, float(generator.uniform(0, 0.1))) for step in steps])
+
+
+def test_training_killed_between_any_two_system_calls_of_a_checkpoint(place, tmp_path):
+    command = train_command("retro", place.release, tmp_path)
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+import retro.train.checkpoint as checkpoint
+from retro.cli.main import main
+left = int(sys.argv[1])
+replace = os.replace
+def dying(source, target):
+    global left
+    left -= "step_" in str(source)
+    if left == 0 and sys.argv[2] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = dying
+raise SystemExit(main({command!r}))
+"""
+    for count, when in ((1, "before"), (2, "after"), (1, "before")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(count), when], env=environment(), capture_output=True, check=False
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert main(command) == 0
+    check_run(place.retro, tmp_path / "retro", "step_000030")
+
+
+def kill_evaluation(place, tmp_path: Path, blocks: list[int]) -> None:
+    output, clean_output = tmp_path / "out", tmp_path / "clean"
+    options = ["batch=2", "block_batches=1", "samples=3"]
+    command = eval_command("perplexity", place.retro, f"output={output}", *options)
+    assert main(eval_command("perplexity", place.retro, f"output={clean_output}", *options)) == 0
+    folder = output / "eval" / "perplexity-test"
+
+    def committed() -> int:
+        try:
+            return int(json.loads((folder / "state.json").read_text())["blocks"])
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    killed = sum(kill_when(command, lambda block=block: committed() >= block) for block in blocks)
+    assert killed >= 1
+    assert main(command) == 0
+    clean = clean_output / "eval" / "perplexity-test"
+    assert differences(result_files(clean), result_files(folder)) == []
+    assert leftovers(output) == []
+
+
+def test_evaluation_killed_and_resumed(place, tmp_path):
+    kill_evaluation(place, tmp_path, [7])
+
+
+@pytest.mark.slow
+def test_evaluation_killed_often_and_resumed(place, tmp_path):
+    kill_evaluation(place, tmp_path, [1, 5, 9, 14, 18, 21])
+
+
+def test_a_killed_evaluation_is_not_reported(place, tmp_path, capsys):
+    """responses.jsonl without results.json: the report says that it is left out."""
+    run = copy(place.retro, tmp_path / "retro")
+    (run / "eval" / "perplexity-test" / "results.json").unlink()
+    page = tmp_path / "r.html"
+    assert main(["report", str(place.gpt), str(run), "-o", str(page), "--draws", "100"]) == 0
+    assert "unfinished" in capsys.readouterr().out + page.read_text()

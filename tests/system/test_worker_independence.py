@@ -1,0 +1,84 @@
+"""The number of processes changes the time, never a byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_prep.deduplicate import DeduplicateStage
+from data_prep.ingest import IngestStage
+from data_prep.readers.jsonl import JsonlReader
+from data_prep.runner import Executor, run_stage
+from data_prep.tokenize_documents import TokenizeStage
+from retro.cli.main import main
+from retro.config.loader import load_config
+from retro.config.prep_tokens import TokensConfig
+from retro.config.preparation import PrepConfig
+from tests.system.workplace import (
+    differences,
+    prep_settings,
+    result_files,
+    train_command,
+    write_config,
+)
+
+
+def test_two_processes_give_the_artifacts_of_one(place, tmp_path):
+    """The stages of the release, all of several shards where the tiny corpus allows it, made in a pool of two."""
+    settings = {**prep_settings(place.root / "corpus", tmp_path / "prep"), "workers": 2}
+    config = write_config(tmp_path / "prep.yaml", settings)
+    assert main(["prep", "run", str(config)]) == 0
+    one, two = result_files(place.prep), result_files(tmp_path / "prep")
+    assert differences(one, two) == []
+    sharded = {name.split("-")[0] for name in one if "/shards/00001" in name}
+    assert sharded == {"chunk", "build_index", "find_neighbors", "question_sequences"}
+
+
+def test_two_processes_give_the_documents_and_tokens_of_one(place, tmp_path):
+    """Ingest, deduplicate and tokenize take one shard for so small a corpus: here by their own small pieces."""
+    config = load_config(PrepConfig, place.prep_config)
+    tokenizer = next(place.prep.glob("train_tokenizer-*"))
+    for workers in (1, 2):
+        root, executor = tmp_path / str(workers), Executor(workers)
+        ingest = IngestStage(config.ingest)
+        ingest.reader = JsonlReader(config.ingest.jsonl, config.ingest.split.field, piece_bytes=15_000)
+        assert len(ingest.plan()) >= 3
+        documents = run_stage(ingest, root, executor, progress=False)
+        deduplicate = DeduplicateStage(config.deduplicate, documents)
+        assert len(deduplicate.plan()) >= 3
+        run_stage(deduplicate, root, executor, progress=False)
+        tokenize = TokenizeStage(TokensConfig(splits=("train",), shard_bytes=1), documents, tokenizer)
+        assert len(tokenize.plan()) >= 3
+        run_stage(tokenize, root, executor, progress=False)
+    one = result_files(tmp_path / "1")
+    assert len({name.split("-")[0] for name in one}) == 3
+    assert differences(one, result_files(tmp_path / "2")) == []
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_vectors_of_one(place, tmp_path):
+    for workers in (1, 2):
+        settings = {
+            **prep_settings(place.root / "corpus", tmp_path / f"prep-{workers}"),
+            "workers": workers,
+            "index": {"kind": "vectors", "vectors": {"factory": "IVF8,Flat", "probes": 4, "recall_queries": 50}},
+            "embed": {"kind": "lexical", "lexical": {"dimension": 32, "buckets": 1024}, "shard_chunks": 300},
+        }
+        assert main(["prep", "run", str(write_config(tmp_path / f"{workers}.yaml", settings))]) == 0
+    one, two = result_files(tmp_path / "prep-1"), result_files(tmp_path / "prep-2")
+    assert differences(one, two) == []
+    assert any(name.startswith("embed") and "00001" in name for name in one)
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_loader_processes_give_the_weights_of_none(place, tmp_path, workers):
+    weights, losses = [], []
+    for count in (0, workers):
+        command = train_command("retro", place.release, tmp_path, f"workers-{count}", steps=5)
+        assert main([*command, f"loader_workers={count}"]) == 0
+        run = tmp_path / f"workers-{count}"
+        weights.append((run / "checkpoints" / "step_000005" / "model.safetensors").read_bytes())
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+    assert weights[0] == weights[1] and losses[0] == losses[1]
