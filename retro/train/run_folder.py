@@ -19,6 +19,7 @@ from retro.artifacts.atomic import write_json_atomic, write_text_atomic
 from retro.config.errors import ConfigError
 from retro.config.loader import dump_yaml
 from retro.config.train import TrainConfig
+from retro.train.checkpoint import remove_leftovers
 
 
 class RunFolder:
@@ -35,7 +36,7 @@ class RunFolder:
         """Make the folder and hold it. Raises ConfigError if it cannot be made, or another process is training it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / ".lock", "w")  # noqa: SIM115
+            handle = open(self.path / ".lock", "a")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: the run folder cannot be made ({error.strerror}); set run_root or name"
@@ -45,7 +46,14 @@ class RunFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(f"{self.path}: another process is training this run; give another name=") from None
+            self._remove_leftovers()
             yield
+
+    def _remove_leftovers(self) -> None:
+        """What killed processes left half written; nobody else writes here now."""
+        for path in self.path.glob(".*.tmp-*"):
+            path.unlink(missing_ok=True)
+        remove_leftovers(self.checkpoints)
 
     def write_config(self, config: TrainConfig) -> None:
         """The configuration as it was resolved."""

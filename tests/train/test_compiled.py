@@ -6,7 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor.config
+from torch import nn
 
+from retro.train.compiled import compile_or_stay_eager
+from retro.train.run import train
 from tests.train import releases
 
 
@@ -21,12 +26,37 @@ def run(release: Path, root: Path, **environment: str) -> tuple[str, list[dict]]
 
 
 def eager(release: Path, root: Path) -> list[dict]:
-    from retro.train.run import train
-
     train(releases.config(release, root, retro=False, name="eager", steps=3, validate_every=0))
     return releases.metrics(root / "eager", "train")
 
 
+def test_a_model_that_cannot_be_compiled_stays_as_it_was(tmp_path: Path):
+    torch.manual_seed(0)
+    model, warnings = nn.Linear(3, 2), []
+    x = torch.randn(4, 3)
+    before, random = model(x), torch.get_rng_state()
+
+    def rehearse() -> None:
+        torch.rand(1)
+        model(x).sum().backward()
+
+    absent = {"cpp.cxx": (str(tmp_path / "absent"),), "fx_graph_cache": False}
+    with torch._inductor.config.patch(absent):
+        assert not compile_or_stay_eager(model, rehearse, warnings.append)
+    assert len(warnings) == 1
+    assert "\n" not in warnings[0]
+    assert torch.equal(model(x), before)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_error_of_the_model_is_no_compiler_problem():
+    model = nn.Linear(3, 2)
+    with pytest.raises(ZeroDivisionError):
+        compile_or_stay_eager(model, lambda: 1 / 0, pytest.fail)
+
+
+@pytest.mark.slow
 def test_runs_eagerly_where_there_is_no_compiler(release: Path, tmp_path: Path):
     errors, rows = run(release, tmp_path, CXX=str(tmp_path / "absent"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     warnings = [line for line in errors.splitlines() if "warning" in line]

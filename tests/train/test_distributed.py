@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,6 @@ def test_two_processes_give_the_curve_of_one(release: Path, tmp_path: Path, retr
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-4)), key
     # Resumed by one process from the checkpoint of two.
-    import shutil
-
     steps = [step for step, _ in list_checkpoints(tmp_path / "two" / "checkpoints")]
     assert steps == [6, 12]
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_000012")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from retro.artifacts.fingerprint import sha256_file
+from retro.cli.train import main
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
+from retro.config.loader import from_dict
+from retro.config.train import TrainConfig
 from retro.train.callbacks.metrics_file import truncate_metrics
 from retro.train.checkpoint import list_checkpoints
 from retro.train.run import train
@@ -34,9 +38,8 @@ def last_weights(run: Path) -> str:
     return sha256_file(folder / "model.safetensors") + sha256_file(folder / "optimizer.safetensors")
 
 
-def test_killed_and_resumed_equals_undisturbed(release: Path, tmp_path: Path):
-    clean = releases.write_yaml(tmp_path / "clean.yaml", long_settings(release, tmp_path, name="clean"))
-    subprocess.run(releases.command(clean), check=True, env=releases.environment(), capture_output=True)
+def test_killed_and_resumed_equals_undisturbed(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    train(from_dict(TrainConfig, long_settings(release, tmp_path, name="clean")))
     killed = releases.write_yaml(tmp_path / "killed.yaml", long_settings(release, tmp_path, name="killed"))
     run = tmp_path / "killed"
     for step in (14, 49):
@@ -51,9 +54,13 @@ def test_killed_and_resumed_equals_undisturbed(release: Path, tmp_path: Path):
     assert releases.metrics(run) == releases.metrics(tmp_path / "clean")
     assert len(releases.metrics(run, "train")) == STEPS // 7 + 1
 
-    again = subprocess.run(releases.command(killed), env=releases.environment(), capture_output=True, text=True)
-    assert again.returncode == 0
-    assert again.stderr == f"{run}: finished at step {STEPS}; nothing to do\n"
+    assert not [path for path in run.rglob("*") if ".tmp-" in path.name]
+
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*.*") if path.name != "log.txt")
+    capsys.readouterr()
+    assert main([str(killed)]) == 0
+    assert capsys.readouterr().err == f"{run}: finished at step {STEPS}; nothing to do\n"
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*.*") if path.name != "log.txt")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
@@ -147,6 +154,4 @@ def test_metrics_are_cut_at_the_step_and_at_a_broken_line(tmp_path: Path):
 
 
 def _drop_last(run: Path) -> None:
-    import shutil
-
     shutil.rmtree(list_checkpoints(run / "checkpoints")[-1][1])
