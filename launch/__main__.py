@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from launch.local import run_plan, usable_cores
 from launch.plan import plan_launch
+from retro.config.command_line import CommandParser
 from retro.config.errors import RetroError
 from retro.config.launch import LaunchConfig
 from retro.config.loader import load_config
@@ -15,7 +16,7 @@ from retro.config.loader import load_config
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The command line before `--`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=program,
         description="Run a command as several processes of this machine.",
         usage=f"{program} [-h] [--dry-run] CONFIG [key=value ...] -- COMMAND ...",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from retro.config.command_line import CommandParser
 from retro.config.errors import ConfigError
 from retro.config.evaluation import EvalConfig
 from retro.config.loader import load_config
@@ -19,13 +19,10 @@ and started again it resumes. `retro eval rescore FOLDER...` computes results.js
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; errors are RetroError."""
-    parser = argparse.ArgumentParser(prog="retro eval", description=_DESCRIPTION)
+    parser = CommandParser(prog="retro eval", description=_DESCRIPTION)
     parser.add_argument("config", help="YAML file, e.g. configs/eval/perplexity.yaml; or the word rescore")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="checkpoint=runs/X, and fields of the file")
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has printed usage or help
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     from retro.eval.results import write_results
 
     if arguments.config == "rescore":

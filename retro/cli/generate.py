@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retro.config.command_line import CommandParser
 from retro.config.errors import ConfigError
 from retro.config.evaluation import GenerateConfig
 from retro.config.loader import load_config
@@ -27,12 +27,9 @@ _RAW = ("prompt", "prompt_file")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; errors are RetroError."""
-    parser = argparse.ArgumentParser(prog="retro generate", description=_DESCRIPTION)
+    parser = CommandParser(prog="retro generate", description=_DESCRIPTION)
     parser.add_argument("overrides", nargs="+", metavar="key=value", help='checkpoint=runs/X prompt="..."')
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has printed usage or help
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     config = parse_config(arguments.overrides)
     prompt = _read_prompt(config)
     from retro.inference.retro_lm import open_language_model

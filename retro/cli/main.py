@@ -58,6 +58,8 @@ def run_command(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as stop:  # argparse has printed the help
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from retro.config.command_line import CommandParser
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import load_config
 from retro.config.preparation import PrepConfig
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="retro prep", description="Prepare a chunked neighbor database.")
+    parser = CommandParser(prog="retro prep", description="Prepare a chunked neighbor database.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     texts = {
         "run": "carry out every stage that is not finished; killed at any moment it resumes",

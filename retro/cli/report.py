@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from retro.config.command_line import CommandParser
 from retro.config.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `retro report`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="retro report",
         description="Compare run folders: prints tables, and writes one self-contained HTML file. Reads files only.",
     )
@@ -31,11 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 for a wrong command line. Raises RetroError for what the user can mend."""
-    try:
-        arguments = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed usage or help
-        return int(stop.code or 0)
+    """Run the command; returns 0. Raises RetroError for what the user can mend."""
+    arguments = build_parser().parse_args(argv)
     from retro.analysis.comparison import compare_runs
     from retro.analysis.html_report import render_report
     from retro.analysis.runs import load_runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retro.cli.generate import snippet
+from retro.config.command_line import CommandParser
 from retro.config.evaluation import SearchConfig
 from retro.config.loader import load_config
 
@@ -19,16 +19,13 @@ _WIDTH = 300
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; errors are RetroError."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="retro search", description="Search the database of a release; prints chunks, documents and distances."
     )
     parser.add_argument(
         "words", nargs="+", metavar="release=PATH | key=value | query", help=f"keys: {', '.join(_KEYS)}"
     )
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has printed usage or help
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     config = parse_config(arguments.words)
     from retro.artifacts.release import open_release
     from retro.data.tokenizer import open_tokenizer

@@ -10,13 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from retro.config.command_line import CommandParser
 from retro.config.loader import load_config
 from retro.config.train import TrainConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `retro train`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="retro train",
         description="Train a model. Started again with the same configuration it resumes from its newest checkpoint.",
     )
