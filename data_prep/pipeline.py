@@ -96,7 +96,7 @@ def steps(config: PrepConfig) -> list[Step]:
 
 def token_sets(config: PrepConfig) -> list[tuple[str, ...]]:
     """Sets of splits that get a token store: each query split by itself, and the database's splits together."""
-    sets = [(split,) for split in config.query_splits]
+    sets: list[tuple[str, ...]] = [(split,) for split in config.query_splits]
     database = tuple(sorted(config.database_splits))
     return sets if database in sets else [*sets, database]
 
