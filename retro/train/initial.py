@@ -54,13 +54,17 @@ def open_initial_weights(path: str | Path, tokenizer: Tokenizer) -> InitialWeigh
                 f"{folder / name}: expected sha256 {recorded.get(name, 'in the manifest')[:16]}, found {found[:16]}; "
                 "use another checkpoint"
             )
-    stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["tokenizer"]["fingerprint"]
+    model = read_model_config(folder)
+    try:
+        stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["tokenizer"]["fingerprint"]
+    except (KeyError, TypeError):
+        raise ArtifactCorruptError(f"{folder / CONFIG_NAME}: names no tokenizer; use another checkpoint") from None
     if stored != tokenizer.fingerprint:
         raise ArtifactMismatchError(
             f"init_from: {folder}: expected the release's tokenizer {tokenizer.fingerprint}, found {stored}; use the "
             "release that it was trained with"
         )
-    return InitialWeights(folder, read_model_config(folder), recorded[WEIGHTS_NAME][:16])
+    return InitialWeights(folder, model, recorded[WEIGHTS_NAME][:16])
 
 
 def take_model(config: TrainConfig, initial: InitialWeights) -> TrainConfig:
