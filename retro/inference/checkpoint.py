@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retro.artifacts.fingerprint import sha256_file
 from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
 from retro.config.errors import (
     ArtifactCorruptError,
@@ -46,9 +47,14 @@ class Checkpoint:
         return f"{self.run.name} step {self.step}" if self.run else self.folder.name
 
     def load_model(self, device: str = "cpu") -> RetroModel:
-        """The model in evaluation mode. Raises ArtifactError subclasses."""
+        """The model in evaluation mode. Raises ArtifactError subclasses; the weights' checksum is compared."""
         from retro.model.weights import load_model
 
+        found = sha256_file(self.folder / _WEIGHTS)[:16]
+        if found != self.fingerprint:
+            raise ArtifactCorruptError(
+                f"{self.folder / _WEIGHTS}: expected sha256 {self.fingerprint}, found {found}; use another checkpoint"
+            )
         return load_model(self.folder, device)
 
     def setting(self, name: str, given: int | None) -> int:
