@@ -46,6 +46,18 @@ class State:
     finished: bool = False
 
 
+_STATE_TYPES: dict[str, type] = {
+    "identity": dict,
+    "facts": dict,
+    "blocks": int,
+    "bytes": int,
+    "sha256": str,
+    "seconds": dict,
+    "tokens": dict,
+    "finished": bool,
+}
+
+
 def read_state(folder: str | Path) -> State:
     """The state record of an evaluation. Raises ArtifactMissingError or ArtifactCorruptError."""
     path = Path(folder) / STATE_NAME
@@ -53,7 +65,11 @@ def read_state(folder: str | Path) -> State:
         raise ArtifactMissingError(f"{path}: not found; expected the folder of an evaluation, as `retro eval` makes it")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return State(**data)
+        state = State(**data)
+        for name, kind in _STATE_TYPES.items():
+            if not isinstance(getattr(state, name), kind):
+                raise TypeError(f"expected {kind.__name__} for {name!r}, found {getattr(state, name)!r}")
+        return state
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactCorruptError(
             f"{path}: not a readable state record ({error}); evaluate again with overwrite=true"
