@@ -20,6 +20,7 @@ from data_prep.stage import Stage
 from data_prep.tokenize_documents import TokenizeStage
 from data_prep.train_tokenizer import TokenizerStage
 from retro.artifacts.release import Split, write_release
+from retro.config.errors import ConfigError
 from retro.config.prep_retrieval import Bm25Config, IndexConfig
 from retro.config.prep_tokens import TokensConfig
 from retro.config.preparation import PrepConfig
@@ -127,7 +128,10 @@ def run(config: PrepConfig, progress: bool = True) -> Path:
     """Carry out every step that is not finished and write the release; returns the path of release.json."""
     executor = Executor(workers=workers(config))
     root = Path(config.root)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"root: {root} cannot be made ({error.strerror}); choose another folder") from None
     done: dict[str, Path] = {}
     for step in steps(config):
         done[step.name] = run_stage(step.build(done), root, executor, progress)
