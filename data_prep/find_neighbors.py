@@ -110,7 +110,25 @@ class FindNeighborsStage(Stage):
             candidates=self._neighbors.candidates,
             reranker=reranker,
             max_overlap_tokens=self._neighbors.max_overlap_tokens,
+            exclusion_keys=self._database_groups,
         )
+
+    @cached_property
+    def _database_groups(self) -> np.ndarray | None:
+        """Group key of every database document, where groups are excluded."""
+        if self._neighbors.exclude != "groups":
+            return None
+        return open_chunk_store(self.inputs["database"]).tokens.group_keys()
+
+    @cached_property
+    def _query_groups(self) -> np.ndarray:
+        return self._queries.tokens.group_keys()
+
+    def _exclusion_keys(self, rows: np.ndarray) -> np.ndarray:
+        """What the sequences of these rows exclude, one key per row: its document, or its document's group."""
+        if self._neighbors.exclude == "groups":
+            return self._query_groups[self._queries.documents(rows)]
+        return self._queries.document_keys(rows)
 
     @cached_property
     def _query_vectors(self) -> VectorStore | None:
@@ -134,7 +152,7 @@ class FindNeighborsStage(Stage):
         for first in range(start, stop, block):
             rows = np.arange(first, min(first + block, stop))
             keys = self._queries.document_keys(rows)
-            exclusions = Exclusions(rows // length, rows // length, keys)
+            exclusions = Exclusions(rows // length, rows // length, self._exclusion_keys(rows))
             vectors = None if self._query_vectors is None else self._query_vectors.gather(rows)
             token_rows = chunk_token_rows(self._queries, rows)
             found, far = self._retriever.retrieve(token_rows, self._neighbors.keep, exclusions, vectors)

@@ -18,6 +18,7 @@ import numpy as np
 
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
+from retro.data.document import document_key
 from retro.data.sharded_array import load_array
 from retro.data.tokenizer import read_tokenizer_config
 
@@ -102,6 +103,12 @@ class TokenStore:
             path = self.folder / f"docs-{self._names[shard]}.jsonl"
             raise ArtifactCorruptError(f"{path}:{row + 1}: not a document record; make the tokens again") from None
         return record
+
+    def group_keys(self) -> np.ndarray:
+        """uint64 [D]: key of every document's group (as `document_key`); equal keys = one group, in any store."""
+        groups = [self.document_record(document)["group"] for document in range(self.num_documents)]
+        keys = {group: document_key(group) for group in set(groups)}
+        return np.array([keys[group] for group in groups], dtype=np.uint64)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens of positions start..stop-1 (a copy, in the stored type). Raises IndexError outside the store."""

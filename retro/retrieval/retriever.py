@@ -29,6 +29,7 @@ class Retriever:
     many are fetched for those queries, until enough remain or there are no more. reranker: a BM25 index of the same
     database that orders the remaining candidates of a dense searcher; distances are then its negated scores.
     max_overlap_tokens: drop candidates whose chunk and continuation share a longer run of tokens with the query.
+    exclusion_keys: uint64 [documents of the database], what exclusions name documents by; None = their document keys.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Retriever:
         candidates: int = 200,
         reranker: BM25Searcher | None = None,
         max_overlap_tokens: int | None = None,
+        exclusion_keys: np.ndarray | None = None,
     ) -> None:
         for name, part in (("searcher", searcher), ("reranker", reranker)):
             if part is not None and part.num_chunks != database.num_chunks:
@@ -47,6 +49,7 @@ class Retriever:
                 )
         self.searcher, self.database, self.reranker = searcher, database, reranker
         self.candidates, self.max_overlap_tokens = candidates, max_overlap_tokens
+        self.exclusion_keys = exclusion_keys
 
     def identity(self) -> dict[str, Any]:
         """What decides the neighbors, JSON-able."""
@@ -107,7 +110,10 @@ class Retriever:
     def _allowed(self, found: np.ndarray, exclusions: Exclusions) -> np.ndarray:
         present = found >= 0
         keys = np.zeros(found.shape, dtype=np.uint64)
-        keys[present] = self.database.document_keys(found[present])
+        if self.exclusion_keys is None:
+            keys[present] = self.database.document_keys(found[present])
+        else:
+            keys[present] = self.exclusion_keys[self.database.documents(found[present])]
         return present & ~exclusions.mask(keys)
 
     def _without_overlap(

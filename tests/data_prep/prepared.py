@@ -56,7 +56,7 @@ def prepare(root: Path, train: int = 40, test: int = 10, chunk_length: int = 16)
             text = "... !?! -- ..."
         texts.append(text)
         split = "train" if number < train else "test"
-        documents.append(Document(f"doc{number}", text, "", f"corpus:{number}", "", split))
+        documents.append(Document(f"doc{number}", text, "", f"corpus:{number}", f"group{number % 5}", split))
     folder = write_documents(root / "documents", documents)
     tokenizer = TokenizerConfig(train=SentencePieceConfig(vocab_size=300))
     tokenizer_folder = run_stage(TokenizerStage(tokenizer, folder), root, progress=False)

@@ -208,6 +208,7 @@ def test_every_field_of_the_neighbors_has_an_effect(chunks: dict[str, Path], roo
         {"rerank": "bm25"},
         {"rerank": "bm25", "candidates": 30},
         {"max_overlap_tokens": 4},
+        {"exclude": "groups"},
     ]
     tables = []
     for change in changes:
@@ -217,6 +218,24 @@ def test_every_field_of_the_neighbors_has_an_effect(chunks: dict[str, Path], roo
         )
         tables.append(_table(_run(stage, root))[0].tobytes())
     assert len(set(tables)) == len(tables)
+
+
+def test_groups_of_the_sequence_are_excluded_and_nothing_else(chunks: dict[str, Path], root: Path) -> None:
+    index = _index("bm25", chunks["train"], root)
+    config = NeighborsConfig(sequence_chunks=3, exclude="groups", keep=50, candidates=50)
+    ids, _ = _table(_run(FindNeighborsStage(config, chunks["train"], chunks["train"], index), root))
+    everything = NeighborsConfig(sequence_chunks=3, keep=200, candidates=200)
+    nearest, _ = _table(_run(FindNeighborsStage(everything, chunks["train"], chunks["train"], index), root))
+    store = open_chunk_store(chunks["train"])
+    groups = [store.tokens.document_record(int(d))["group"] for d in store.documents(np.arange(store.num_chunks))]
+    excluded_some = False
+    for row in range(store.num_chunks):
+        first = row // 3 * 3
+        own = {groups[r] for r in range(first, min(first + 3, store.num_chunks))}
+        expected = [int(i) for i in nearest[row] if i >= 0 and groups[i] not in own][:50]
+        assert [int(i) for i in ids[row] if i >= 0] == expected
+        excluded_some |= len(expected) < sum(i >= 0 for i in nearest[row])
+    assert excluded_some
 
 
 def test_recall_of_a_faiss_index_is_in_the_manifest(chunks: dict[str, Path], root: Path) -> None:
