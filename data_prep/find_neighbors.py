@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from retro.data.chunk_store import ChunkStore, open_chunk_store
 
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactMismatchError, ConfigError, RetroError
 from retro.config.prep_retrieval import NeighborsConfig, result_fields
+from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows
 from retro.retrieval.embedder import check_recipe
 from retro.retrieval.filters import Exclusions

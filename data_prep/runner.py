@@ -98,7 +98,11 @@ def run_stage(stage: Stage, root: Path, executor: Executor | None = None, progre
         _check_names(shards)
         bar = Progress(stage.name, len(shards), progress)
         records = _run_shards(stage, folder, shards, executor, bar)
-        closing = _commit(folder, FINISH_RECORD, lambda out: (0, stage.finish(folder, out, records)))
+        closing = _named(
+            stage,
+            "closing step",
+            lambda: _commit(folder, FINISH_RECORD, lambda out: (0, stage.finish(folder, out, records))),
+        )
         manifest = Manifest(
             kind=stage.kind,
             stage=stage.name,
@@ -157,7 +161,7 @@ def _run_shards(
     workers = min(executor.workers, len(todo))
     if workers <= 1:
         for shard in todo:
-            done[shard.name] = _named(stage, shard, lambda s=shard: execute_shard(stage, folder, s))  # type: ignore[misc]
+            done[shard.name] = _named(stage, f"shard {shard.name}", lambda s=shard: execute_shard(stage, folder, s))  # type: ignore[misc]
             bar.advance()
     else:
         _run_pool(stage, folder, todo, workers, done, bar)
@@ -187,7 +191,7 @@ def _run_pool(
             finished, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in finished:
                 shard = futures[future]
-                done[shard.name] = _named(stage, shard, future.result)
+                done[shard.name] = _named(stage, f"shard {shard.name}", future.result)
                 bar.advance()
             bar.show()
     except BaseException:
@@ -198,20 +202,20 @@ def _run_pool(
     pool.shutdown()
 
 
-def _named(stage: Stage, shard: Shard, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run `call`; give errors the name of stage and shard. Content errors keep their type and exit code."""
+def _named(stage: Stage, part: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run `call`; give errors the name of the stage and of its part. Content errors keep their type and exit code."""
     try:
         return call()
     except BrokenProcessPool:
         raise RetroError(
-            f"{stage.name}: a worker process died (killed, or out of memory) at or near shard {shard.name}; "
+            f"{stage.name}: a worker process died (killed, or out of memory) at or near {part}; "
             "run the command again, finished shards are kept; fewer workers need less memory"
         ) from None
     except RetroError as error:
-        raise type(error)(f"{stage.name}, shard {shard.name}: {error}") from None
+        raise type(error)(f"{stage.name}, {part}: {error}") from None
     except OSError as error:
         raise RetroError(
-            f"{stage.name}, shard {shard.name}: {error.strerror or error}: {error.filename or 'output'}; "
+            f"{stage.name}, {part}: {error.strerror or error}: {error.filename or 'output'}; "
             "nothing half-written counts, finished shards are kept; free the cause and run the command again"
         ) from None
 

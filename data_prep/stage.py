@@ -1,8 +1,8 @@
 """What a preparation stage is: a plan of shards, the work for one shard, and an optional closing step.
 
-A stage sees only (shard, inputs, output folder); where it runs is the runner's business (docs/design of the runner:
-data_prep/runner.py). Everything a stage writes is a function of its inputs and of `config`, byte for byte, whatever the
-number of workers. Fields that change speed only stay out of `config`.
+A stage sees only (shard, inputs, output folder); where it runs is the runner's business (data_prep/runner.py). All that
+a stage writes is a function of its inputs and of `config`, byte for byte, whatever the number of workers. Fields that
+change speed only stay out of `config`.
 """
 
 from __future__ import annotations

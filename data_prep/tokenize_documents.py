@@ -99,7 +99,10 @@ class TokenizeStage(Stage):
         ranks = _concatenate(folder, "ranks", records)
         keys = _concatenate(folder, "keys", records)
         if len(keys) == 0:
-            raise ConfigError(f"the corpus has no document of the splits {', '.join(self.tokens.splits)}")
+            raise ConfigError(
+                f"no document of the splits {', '.join(self.tokens.splits)} is in the corpus; set ingest.split so that "
+                "each of query_splits gets some (its fractions, groups, files or field), or ingest more text"
+            )
         sorted_keys = np.sort(keys)
         if bool((sorted_keys[1:] == sorted_keys[:-1]).any()):
             raise ArtifactError(

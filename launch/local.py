@@ -23,9 +23,16 @@ def run_plan(plan: LaunchPlan) -> NoReturn:
 
     Raises ConfigError if the program is not found.
     """
+    started = [plan.arguments[0]]
+    if (
+        "--no-python" in plan.arguments
+    ):  # torchrun starts this program, and fails with a traceback where it is not there
+        started.append(plan.arguments[plan.arguments.index("--no-python") + 1])
+    for name in started:
+        if shutil.which(name) is None:
+            raise ConfigError(f"launch: program {name!r} not found")
     program = shutil.which(plan.arguments[0])
-    if program is None:
-        raise ConfigError(f"launch: program {plan.arguments[0]!r} not found")
+    assert program is not None
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(program, list(plan.arguments), {**os.environ, **dict(plan.environment)})

@@ -1,4 +1,5 @@
-"""Every test runs with one torch thread: with several processes on few cores, spinning threads cost more than they give."""
+"""Every test runs with one torch thread: with several processes on few cores, spinning threads cost more than they give.
+"""
 
 import os
 

@@ -170,9 +170,9 @@ class NeighborsConfig:
     """Neighbors of every query chunk (01-retro 1.6).
 
     sequence_chunks: L, chunks per sequence; every chunk of any document that the query's sequence touches is dropped;
-    exclude: "groups" drops those of any document of the same group too (a module of documentation, a site). Where held-out
-    text is of groups that the database does not have, training neighbors found across groups are like the neighbors at
-    test time, and training does not learn to lean on better ones;
+    exclude: "groups" drops those of any document of the same group too (a module of documentation, a site). Where
+    held-out text is of groups that the database does not have, training neighbors found across groups are like the
+    neighbors at test time, and training does not learn to lean on better ones;
     candidates: fetched per query (doubled for the queries that are left with too few); keep: neighbors stored;
     rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that share a
     longer run of tokens with the query chunk (None = none dropped); shard_sequences: sequences per shard.

@@ -74,4 +74,6 @@ def open_processes(config: TrainConfig) -> Processes:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: expected a CUDA device, found none; set device=auto or device=cpu")
-    return Processes(Accelerator(cpu=config.device == "cpu", mixed_precision="no"), config.precision)
+    # Without a GPU, accelerate joins the processes of torchrun only if it is told that the CPU is meant.
+    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return Processes(Accelerator(cpu=on_cpu, mixed_precision="no"), config.precision)

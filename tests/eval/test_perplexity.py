@@ -18,7 +18,8 @@ from retro.eval.results import write_results
 from retro.eval.runner import answer, evaluate
 from retro.eval.tasks.perplexity import PerplexityTask
 from retro.inference.checkpoint import open_checkpoint
-from tests.eval.workspace import CHUNK, NEIGHBORS, SEQUENCE
+from retro.inference.retro_lm import open_language_model
+from tests.eval.workspace import CHUNK, NEIGHBORS, SEQUENCE, write_run
 
 
 def config(workspace, output, run="retro", **fields):
@@ -294,3 +295,14 @@ def test_the_task_runs_against_a_fake_model(workspace, tmp_path, missing):
     gone = [row for row in rows if row["bits"]["off"] is None]
     assert len(gone) == int(missing) and all(row["logprobs"]["off"].count(None) == 1 for row in gone)
     assert read_state(tmp_path).finished and (tmp_path / STATE_NAME).is_file()
+
+
+def test_a_release_in_chunks_of_another_length_is_refused(workspace, tmp_path):
+    """Neighbors of 16-token chunks in a model of 8-token ones would serve the wrong positions without a word."""
+    run = write_run(tmp_path / "run", workspace.release, retro=True, chunk_length=CHUNK // 2)
+    with pytest.raises(ArtifactMismatchError, match=f"expected chunks of {CHUNK // 2} tokens.*found {CHUNK}"):
+        evaluate(EvalConfig(checkpoint=str(run), task="perplexity", max_sequences=2), progress=False)
+    with pytest.raises(ArtifactMismatchError, match=f"expected chunks of {CHUNK // 2} tokens.*found {CHUNK}"):
+        evaluate(EvalConfig(checkpoint=str(run), task="docs_qa", max_questions=2), progress=False)
+    with pytest.raises(ArtifactMismatchError, match=f"expected chunks of {CHUNK // 2} tokens.*found {CHUNK}"):
+        open_language_model(run)

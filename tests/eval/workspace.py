@@ -94,25 +94,27 @@ def prepare(root: Path) -> Path:
     return run(config, progress=False)
 
 
-def model_config(retro: bool, vocab_size: int) -> ModelConfig:
+def model_config(retro: bool, vocab_size: int, chunk_length: int = CHUNK) -> ModelConfig:
     """A model of a few thousand parameters."""
     return ModelConfig(
         vocab_size=vocab_size,
         width=32,
         num_layers=3,
         num_heads=2,
-        chunk_length=CHUNK,
+        chunk_length=chunk_length,
         cross_attention_layers=(2, 3) if retro else (),
         encoder=EncoderConfig(num_layers=1, cross_attention_layers=(1,)) if retro else EncoderConfig(),
         init_std=0.3,
     )
 
 
-def write_run(folder: Path, release: Release, retro: bool, seed: int = 0, step: int = 10) -> Path:
+def write_run(
+    folder: Path, release: Release, retro: bool, seed: int = 0, step: int = 10, chunk_length: int = CHUNK
+) -> Path:
     """A run folder with one checkpoint of an untrained model."""
     tokenizer = open_tokenizer(release.tokenizer)
     torch.manual_seed(seed)
-    model = RetroModel(model_config(retro, tokenizer.vocab_size))
+    model = RetroModel(model_config(retro, tokenizer.vocab_size, chunk_length))
     checkpoint = folder / "checkpoints" / f"step_{step:06d}"
     save_model(checkpoint, model, {"tokenizer": tokenizer.fingerprint})
     files = [describe_file(path) for path in sorted(checkpoint.iterdir())]
