@@ -1,5 +1,4 @@
-"""Every test runs with one torch thread: with several processes on few cores, spinning threads cost more than they give.
-"""
+"""Every test runs with one torch thread: where several processes share few cores, spinning threads cost too much."""
 
 import os
 
