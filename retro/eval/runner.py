@@ -111,9 +111,10 @@ def _language_model(
     num_neighbors: int,
     task: PerplexityTask | DocsQaTask,
 ) -> LanguageModel:
-    from retro.inference.retro_lm import RetroLM
+    from retro.inference.retro_lm import RetroLM, check_chunk_length
 
     if isinstance(task, PerplexityTask):
+        check_chunk_length(model, task.queries)
         return RetroLM(
             model,
             tokenizer,

@@ -56,6 +56,8 @@ class RetroLM:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.window_length, self.num_neighbors = window_length, num_neighbors
         self.database = retriever.database if retriever is not None else database
+        if self.database is not None:
+            check_chunk_length(model, self.database)
         self.precision, self.batch, self.name = precision, batch, name
         self.device = next(model.parameters()).device
         self.is_retro = model.config.is_retro
@@ -300,6 +302,16 @@ def open_language_model(
         name=opened.name,
     )
     return lm, found
+
+
+def check_chunk_length(model: RetroModel, chunks: ChunkStore) -> None:
+    """Raise ArtifactMismatchError if a RETRO counts in other chunks: its neighbors would serve the wrong positions."""
+    expected = model.config.chunk_length
+    if model.config.is_retro and chunks.chunk_length != expected:
+        raise ArtifactMismatchError(
+            f"{chunks.folder}: expected chunks of {expected} tokens, as the model was trained with, found "
+            f"{chunks.chunk_length}; use the release of that run, or one prepared with chunk.chunk_length={expected}"
+        )
 
 
 def resolve_device(device: str) -> str:
