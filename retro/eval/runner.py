@@ -67,7 +67,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Path:
     }
     log = open_log(folder, identity, _facts(checkpoint, model), config.overwrite)
     answer(task, language_model, log, progress)
-    if isinstance(task, PerplexityTask) and not (folder / SAMPLES_NAME).exists():
+    if isinstance(task, PerplexityTask):
         samples = task.samples(read_responses(folder, log.state), config.samples, config.seed)
         write_json_atomic(folder / SAMPLES_NAME, samples)
     write_results(folder)

@@ -232,6 +232,13 @@ def test_a_finished_evaluation_asks_the_model_nothing(workspace, evaluated, monk
     assert (evaluated[0] / RESULTS_NAME).read_bytes() == before
 
 
+def test_the_number_of_samples_can_be_changed_afterwards(workspace, tmp_path):
+    """Samples are no part of an evaluation's identity: nothing is asked again, and the option is not ignored."""
+    for count in (4, 2):
+        folder = evaluate(config(workspace, tmp_path, max_sequences=6, samples=count), progress=False)
+        assert len(json.loads((folder / SAMPLES_NAME).read_text())) == count
+
+
 def test_rescoring_gives_the_same_results_without_the_model(evaluated):
     path = evaluated[0] / RESULTS_NAME
     before = path.read_bytes()
