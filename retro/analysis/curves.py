@@ -48,8 +48,8 @@ class Moment:
 class TrainingComparison:
     """Candidate against reference in training; a part that the curves do not reach is None.
 
-    same_data: both read as many tokens per step, in the order of the same seed. step_cost: training seconds per token,
-    candidate / reference. seconds_to_match: training seconds after which the
+    same_data: both had read as many tokens at the last step that both logged, in the order of the same seed.
+    step_cost: training seconds per token, candidate / reference. seconds_to_match: training seconds after which the
     candidate's validation loss first is at most the reference's final one (None: never).
     """
 
@@ -157,8 +157,10 @@ def time_to_reach(run: Run, loss: float) -> float | None:
 def _same_data(run: Run, reference: Run) -> bool:
     if run.metrics is None or reference.metrics is None or run.config.get("seed") != reference.config.get("seed"):
         return False
-    per_step = [m.train["tokens"][-1] / m.train["step"][-1] for m in (run.metrics, reference.metrics)]
-    return bool(per_step[0] == per_step[1])
+    own, other = run.metrics.train, reference.metrics.train
+    # At the last step that both logged: what the longer run read after it is not compared.
+    shared, own_at, other_at = np.intersect1d(own["step"], other["step"], return_indices=True)
+    return bool(len(shared) and own["tokens"][own_at[-1]] == other["tokens"][other_at[-1]])
 
 
 def _pair(candidate: Run, reference: Run, axis: str) -> tuple[Moment, Moment] | None:

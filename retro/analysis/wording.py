@@ -134,15 +134,11 @@ def training_sentences(item: TrainingComparison, titles: dict[str, str], compari
     sentences = []
     if item.equal_steps is not None:
         own, other = item.equal_steps
-        data = "the same data" if item.same_data else "not the same data"
-        sentences.append(f"Equal steps ({own.step:,.0f}, {data}): {_moments(own, other, titles)}.")
+        data, note = "the same data" if item.same_data else "not the same data", _unfinished(own, other, titles)
+        sentences.append(f"Equal steps ({own.step:,.0f}, {data}): {_moments(own, other, titles)}{note}.")
     if item.equal_time is not None:
         own, other = item.equal_time
-        unfinished = [m for m in (own, other) if m.share_of_steps < 0.999]
-        note = "".join(
-            f"; {titles[m.run]} was at {m.share_of_steps:.0%} of its steps, its learning rate not yet fully decayed"
-            for m in unfinished
-        )
+        note = _unfinished(own, other, titles)
         sentences.append(f"Equal training time ({duration(own.elapsed_s)}): {_moments(own, other, titles)}{note}.")
     if item.step_cost is not None:
         sentences.append(f"One token costs {candidate} {item.step_cost:.2f} times the training time of {reference}.")
@@ -157,6 +153,15 @@ def training_sentences(item: TrainingComparison, titles: dict[str, str], compari
     elif item.equal_steps is not None:
         sentences.append(f"{candidate} did not reach {reference}'s final validation loss in this run.")
     return sentences
+
+
+def _unfinished(own: Moment, other: Moment, titles: dict[str, str]) -> str:
+    """Whose learning rate was still high at the moment of a comparison, which flatters the other."""
+    return "".join(
+        f"; {titles[m.run]} was at {m.share_of_steps:.0%} of its steps, its learning rate not yet fully decayed"
+        for m in (own, other)
+        if m.share_of_steps < 0.999
+    )
 
 
 def _moments(own: Moment, other: Moment, titles: dict[str, str]) -> str:

@@ -289,6 +289,33 @@ def test_runs_of_unequal_length_meet_at_the_shorter(tmp_path):
     assert any("differ in training steps" in note for note in found.notes)
 
 
+def test_the_same_data_is_told_where_both_runs_have_been(tmp_path):
+    """A longer run's later steps, whose numbers of scored tokens vary, do not make the shared ones other data."""
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    for path, last in zip(paths, (1200, 600), strict=True):
+        rows = [row for row in read_lines(path / "metrics.jsonl") if row["step"] <= last]
+        for row in rows:
+            if row["event"] == "train":
+                row["tokens"] = row["step"] * 8192 - row["step"] ** 2 // 1000
+        write_lines(path / "metrics.jsonl", rows)
+    assert compare_runs(load_runs(paths)).training[0].same_data
+    rows = read_lines(paths[1] / "metrics.jsonl")
+    for row in rows:
+        if row["event"] == "train":
+            row["tokens"] += 1
+    write_lines(paths[1] / "metrics.jsonl", rows)
+    assert not compare_runs(load_runs(paths)).training[0].same_data
+
+
+def test_equal_steps_say_whose_schedule_had_not_ended(tmp_path):
+    """A run of twice the steps has not cooled down where the shorter one has: that flatters the shorter one."""
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    set_validation(paths[0], [(100, 10.0, 4.0), (200, 20.0, 3.0)], steps=400)
+    set_validation(paths[1], [(100, 15.0, 3.8), (200, 20.0, 2.6)], steps=200)
+    (sentence,) = [s for s in supporting_sentences(compare_runs(load_runs(paths))) if s.startswith("Equal steps")]
+    assert "GPT was at 50% of its steps" in sentence and "RETRO was" not in sentence
+
+
 def test_thinning_keeps_means():
     x, y = np.arange(1000.0), np.sin(np.arange(1000.0))
     y[10] = np.nan
