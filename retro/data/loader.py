@@ -134,6 +134,7 @@ class TrainLoader:
             prefetch_factor=self.prefetch,
             # A forked child of a process whose libraries have started threads can hang.
             multiprocessing_context="spawn",
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         batches = iter(loader)
         try:
@@ -150,6 +151,15 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._ids
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer finishes its step and saves, and for
+    that it needs its workers. They end with it (torch's watchdog)."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

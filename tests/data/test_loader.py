@@ -135,3 +135,17 @@ def test_an_error_while_preparing_reaches_the_training_loop(data: RetroDataset) 
 def test_sizes_that_do_not_divide_are_refused(data: RetroDataset, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainLoader(data, **options)  # type: ignore[arg-type]
+
+
+def test_workers_leave_signals_of_the_process_group_to_the_trainer() -> None:
+    import signal
+    import subprocess
+    import sys
+
+    # In a process of its own: the handlers of the test run stay as they are.
+    code = (
+        "import os, signal; from retro.data.loader import _leave_signals_to_the_trainer as f; f(0);"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "alive", (done.returncode, done.stderr, signal.SIGTERM)
