@@ -105,10 +105,14 @@ class TokenStore:
         return record
 
     def group_keys(self) -> np.ndarray:
-        """uint64 [D]: key of every document's group (as `document_key`); equal keys = one group, in any store."""
+        """uint64 [D]: key of every document's group (as `document_key`); equal keys = one group, in any store.
+
+        A document without a group is a group of its own: its document key.
+        """
         groups = [self.document_record(document)["group"] for document in range(self.num_documents)]
-        keys = {group: document_key(group) for group in set(groups)}
-        return np.array([keys[group] for group in groups], dtype=np.uint64)
+        keys = {group: document_key(group) for group in set(groups) if group}
+        own = zip(groups, self.document_keys.tolist(), strict=True)
+        return np.array([keys.get(group, key) for group, key in own], dtype=np.uint64)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens of positions start..stop-1 (a copy, in the stored type). Raises IndexError outside the store."""

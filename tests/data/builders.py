@@ -128,9 +128,16 @@ def write_real_tokenizer(folder: Path, vocab_size: int = 300) -> Path:
 
 
 def write_tokens(
-    folder: Path, shards: list[list[list[int]]], tokenizer: Path, *, vocab_size: int = 300, names: str = "doc-{}"
+    folder: Path,
+    shards: list[list[list[int]]],
+    tokenizer: Path,
+    *,
+    vocab_size: int = 300,
+    names: str = "doc-{}",
+    groups: list[str] | None = None,
 ) -> Path:
-    """A tokens artifact of documents (token ids without begin and end), which are named by their number."""
+    """A tokens artifact of documents (token ids without begin and end), which are named by their number; groups: of
+    each document, by default one for all."""
     folder.mkdir(parents=True)
     dtype = np.dtype("<u2") if vocab_size < 1 << 16 else np.dtype("<u4")
     number = 0
@@ -141,7 +148,9 @@ def write_tokens(
         np.save(folder / f"offsets-{s:05d}.npy", np.array(offsets, np.int64))
         ids = [names.format(number + i) for i in range(len(rows))]
         np.save(folder / f"keys-{s:05d}.npy", np.array([document_key(i) for i in ids], np.uint64))
-        lines = [json.dumps({"id": i, "title": i.upper(), "source": "made:1", "group": "g"}) + "\n" for i in ids]
+        of = ["g"] * len(ids) if groups is None else groups[number : number + len(ids)]
+        records = [{"id": i, "title": i.upper(), "source": "made:1", "group": g} for i, g in zip(ids, of, strict=True)]
+        lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"docs-{s:05d}.jsonl").write_text("".join(lines))
         number += len(rows)
     shuffled = sorted(range(number), key=lambda i: hashlib.sha256(names.format(i).encode()).digest())

@@ -46,6 +46,15 @@ def slow_chunks(release: TinyRelease, length: int) -> list[tuple[int, list[int]]
     return out
 
 
+def test_documents_of_a_group_share_a_key_and_those_without_a_group_do_not(tmp_path: Path) -> None:
+    """All documents of a corpus without groups would otherwise exclude one another, and none would have a neighbor."""
+    tokenizer = write_fake_tokenizer(tmp_path / "tokenizer")
+    groups = ["a", "", "b", "", "a"]
+    folder = write_tokens(tmp_path / "tokens", [[[5, 6]] * 3, [[7]] * 2], tokenizer, vocab_size=300, groups=groups)
+    keys = open_token_store(folder).group_keys()
+    assert keys[0] == keys[4] and len(set(keys.tolist())) == 4
+
+
 def test_tokens_documents_and_records(release: TinyRelease) -> None:
     store = open_token_store(release.tokens)
     flat = [t for d in release.documents for t in (BOS, *d, EOS)]
