@@ -282,10 +282,10 @@ def _cells(text: str) -> int:
 
 def _recall(result: QuestionComparison) -> str:
     names = {"document": "the document asked about", "evidence": "the line that answers"}
-    parts = [
-        f"{names[what]} {', '.join(f'{share:.0%} (k = {k})' for k, share in shares.items())}"
-        for what, shares in result.retrieval.items()
-    ]
+    parts = []
+    for what, shares in result.retrieval.items():
+        rising = sorted(shares.items(), key=lambda item: int(item[0]))
+        parts.append(f"{names[what]} {', '.join(f'{share:.0%} (k = {k})' for k, share in rising)}")
     return f" Among the first k neighbors: {'; '.join(parts)}." if parts else ""
 
 
