@@ -35,7 +35,7 @@ assert version is not None
 core = ["torch>=2.9,<2.14", "numpy>=1.26", "safetensors>=0.4", "pyyaml>=6", "tqdm>=4.66", "accelerate>=1.10"]
 prep = [
     "sentencepiece>=0.2",
-    "datasets>=3",
+    "datasets>=4",  # from 4 on no data set brings code that is run
     "zstandard>=0.22",
     "scipy>=1.11",
     "datasketch>=2,<3",

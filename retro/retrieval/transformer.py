@@ -43,9 +43,12 @@ class TransformerEmbedder:
         self._tokenizer_sha256 = _hash_files(folder, _TOKENIZER_FILES)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         try:
-            # use_safetensors: never unpickle somebody's weights
-            self._model = transformers.AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True)
+            # use_safetensors: never unpickle somebody's weights; trust_remote_code: never run somebody's code, nor ask
+            # on stdin whether to, which is the default.
+            self._model = transformers.AutoModel.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            ).eval()
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
             raise ConfigError(f"transformer.model {config.model!r}: cannot be loaded from {folder}: {line}") from None

@@ -1,5 +1,6 @@
 """The transformer embedder, with a tiny randomly initialised BERT."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,18 @@ def test_wrong_models_are_one_clear_line(bert: Path, tmp_path: Path) -> None:
         from retro.config.prep_retrieval import EmbedConfig
 
         EmbedConfig(kind="transformer")
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard-of", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(ConfigError, match="custom code"):
+        _embedder(folder)
+    assert asked == [] and not (tmp_path / "ran").exists()
