@@ -16,8 +16,8 @@ class PrepConfig:
     """`retro prep run CONFIG.yaml` (configs/prep/).
 
     root: folder of the artifacts; workers: processes, 0 = one per core (speed only); database_splits: splits whose
-    chunks may be retrieved; query_splits: splits that get neighbors (their chunks are trained or evaluated on);
-    token_order_seed: of the shuffled document order; embed: null unless the index is over vectors;
+    chunks may be retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or
+    evaluated on); token_order_seed: of the shuffled document order; embed: null unless the index is over vectors;
     questions: a question set made from the same documentation (null: none).
     """
 
@@ -44,6 +44,14 @@ class PrepConfig:
             for split in splits:
                 if split not in SPLIT_NAMES:
                     raise ConfigError(f"{name}: expected some of {', '.join(SPLIT_NAMES)}, found {split!r}")
+                if splits.count(split) > 1:
+                    raise ConfigError(f"{name}: {split!r} is listed twice")
+        for split in ("valid", "test"):
+            if split in self.database_splits:
+                raise ConfigError(
+                    f"database_splits: {split} is held out, and must not be retrievable; expected train, "
+                    "database_only or both"
+                )
         if self.workers < 0:
             raise ConfigError(f"workers: expected 0 (one per core) or more, found {self.workers}")
         if self.index.kind == "vectors" and self.embed is None:
