@@ -101,6 +101,8 @@ class ResponseLog:
         path = folder / RESPONSES_NAME
         with open(path, "ab"):
             pass
+        for leftover in folder.glob(".*.tmp-*"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         # Bytes behind the committed length are of a block that a kill cut short.
         os.truncate(path, min(path.stat().st_size, state.bytes))
         left = state.bytes
