@@ -115,57 +115,45 @@ def test_prep_killed_in_every_stage_and_resumed(place, tmp_path, seed):
     kill_in_stages(place, tmp_path, STAGES, seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_prep_killed_between_any_two_system_calls_of_a_commit(place, tmp_path, seed):
-    """In a child process, die (as by kill -9) at the n-th call of os.replace or os.fsync, again and again, to the end.
-
-    Those two calls are what a commit consists of: this visits the moments that a timer hits too rarely.
-    """
-    root, command = prep_again(place, tmp_path)
-    generator = np.random.default_rng(seed)
-    code = f"""
+DYING = """
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 from retro.cli.main import main
-left = int(sys.argv[1])
-def dying(call, after):
+left, when = int(sys.argv[1]), sys.argv[2]
+def dying(call):
     def wrapped(*arguments, **options):
         global left
         left -= 1
-        if left == 0 and not after:
+        if left == 0 and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         value = call(*arguments, **options)
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return value
     return wrapped
-after = sys.argv[2] == "after"
-os.replace, os.fsync = dying(os.replace, after), dying(os.fsync, after)
-raise SystemExit(main({command!r}))
+os.replace, os.fsync = dying(os.replace), dying(os.fsync)
+raise SystemExit(main(sys.argv[3:]))
 """
-    deaths = 0
-    for _ in range(4):
-        count, after = int(generator.integers(1, 120)), ["before", "after"][int(generator.integers(2))]
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(count), after], env=environment(), capture_output=True, check=False
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-        deaths += done.returncode != 0
-    assert deaths >= 1
-    finish_prep(place, root, command)
 
 
-@pytest.mark.slow
-def test_prep_with_a_pool_killed_at_random_moments(place, tmp_path):
+def die_at_call(command: list[str], count: int, when: str) -> bool:
+    """Run the command in a process that dies, as by kill -9, before or after its n-th os.replace or os.fsync.
+
+    Those two calls are what a commit consists of: this visits the moments that a timer hits too rarely. False if the
+    command ended by itself before.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, str(count), when, *command], env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_prep_killed_between_any_two_system_calls_of_a_commit(place, tmp_path, seed):
     root, command = prep_again(place, tmp_path)
-    generator = np.random.default_rng(7)
-    for stage in ("ingest", "tokenize", "build_index", "find_neighbors"):
-        kill_when(
-            [*command, "workers=2"],
-            lambda stage=stage: any(root.glob(f"{stage}-*/shards")),
-            float(generator.uniform(0, 2)),
-        )
-        time.sleep(1.0)  # workers of the killed run notice that they are orphans
+    generator = np.random.default_rng(seed)
+    for _ in range(3):
+        assert die_at_call(command, int(generator.integers(1, 60)), ["before", "after"][int(generator.integers(2))])
     finish_prep(place, root, command)
 
 
@@ -212,38 +200,42 @@ def test_training_killed_at_random_steps_and_resumed(place, tmp_path, kind, seed
 
 def test_training_killed_between_any_two_system_calls_of_a_checkpoint(place, tmp_path):
     command = train_command("retro", place.release, tmp_path)
-    code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
-import retro.train.checkpoint as checkpoint
-from retro.cli.main import main
-left = int(sys.argv[1])
-replace = os.replace
-def dying(source, target):
-    global left
-    left -= "step_" in str(source)
-    if left == 0 and sys.argv[2] == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = dying
-raise SystemExit(main({command!r}))
-"""
-    for count, when in ((1, "before"), (2, "after"), (1, "before")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(count), when], env=environment(), capture_output=True, check=False
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    for count, when in ((30, "after"), (18, "before"), (14, "after")):
+        assert die_at_call(command, count, when)
     assert main(command) == 0
     check_run(place.retro, tmp_path / "retro", "step_000030")
 
 
-def kill_evaluation(place, tmp_path: Path, blocks: list[int]) -> None:
-    output, clean_output = tmp_path / "out", tmp_path / "clean"
-    options = ["batch=2", "block_batches=1", "samples=3"]
-    command = eval_command("perplexity", place.retro, f"output={output}", *options)
-    assert main(eval_command("perplexity", place.retro, f"output={clean_output}", *options)) == 0
+EVAL_OPTIONS = ["batch=2", "block_batches=1", "samples=3"]
+
+
+@pytest.fixture
+def clean_evaluation(place, tmp_path) -> dict[str, bytes]:
+    """Results of an evaluation in small blocks that nothing disturbs."""
+    output = tmp_path / "clean"
+    assert main(eval_command("perplexity", place.retro, f"output={output}", *EVAL_OPTIONS)) == 0
+    return result_files(output / "eval" / "perplexity-test")
+
+
+def test_evaluation_killed_between_any_two_system_calls_of_a_block(place, tmp_path, clean_evaluation):
+    output = tmp_path / "out"
+    command = eval_command("perplexity", place.retro, f"output={output}", *EVAL_OPTIONS)
+    folder = output / "eval" / "perplexity-test"
+    behind = 0
+    for count in (12, 13, 14):  # the calls of one block, one after the other
+        assert die_at_call(command, count, "after")
+        committed = json.loads((folder / "state.json").read_text())["bytes"]
+        behind += (folder / "responses.jsonl").stat().st_size > committed
+    assert behind >= 1  # bytes of a block that was not committed
+    assert main(command) == 0
+    assert differences(clean_evaluation, result_files(folder)) == []
+    assert leftovers(output) == []
+
+
+@pytest.mark.slow
+def test_evaluation_killed_often_and_resumed(place, tmp_path, clean_evaluation):
+    output = tmp_path / "out"
+    command = eval_command("perplexity", place.retro, f"output={output}", *EVAL_OPTIONS)
     folder = output / "eval" / "perplexity-test"
 
     def committed() -> int:
@@ -252,21 +244,11 @@ def kill_evaluation(place, tmp_path: Path, blocks: list[int]) -> None:
         except (FileNotFoundError, ValueError):
             return 0
 
-    killed = sum(kill_when(command, lambda block=block: committed() >= block) for block in blocks)
+    killed = sum(kill_when(command, lambda block=block: committed() >= block) for block in (1, 5, 9, 14, 18, 21))
     assert killed >= 1
     assert main(command) == 0
-    clean = clean_output / "eval" / "perplexity-test"
-    assert differences(result_files(clean), result_files(folder)) == []
+    assert differences(clean_evaluation, result_files(folder)) == []
     assert leftovers(output) == []
-
-
-def test_evaluation_killed_and_resumed(place, tmp_path):
-    kill_evaluation(place, tmp_path, [7])
-
-
-@pytest.mark.slow
-def test_evaluation_killed_often_and_resumed(place, tmp_path):
-    kill_evaluation(place, tmp_path, [1, 5, 9, 14, 18, 21])
 
 
 def test_a_killed_evaluation_is_not_reported(place, tmp_path, capsys):
