@@ -211,6 +211,7 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
                     f"{run.name}: eval/{name} has no samples.json, so the reader is missing. "
                     f"To fill the gap: {_command(PERPLEXITY_COMMAND, run)}"
                 )
+            yield from _earlier_checkpoint(run, evaluation)
     if len(runs) == 1:
         yield "One run only: name a second one to compare with, as in retro report runs/A runs/B."
     steps = {
@@ -219,6 +220,20 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     if len(set(steps.values())) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in steps.items())
         yield f"The runs differ in training steps ({listed}); test figures compare them as they are."
+
+
+def _earlier_checkpoint(run: Run, evaluation: Evaluation) -> Iterator[str]:
+    """Curves and test figures of different moments must not be read as one."""
+    step = evaluation.results.get("step")
+    # Questions are asked to a fine-tuned model, whose steps are another run's.
+    if evaluation.task != "perplexity" or run.metrics is None or not len(run.metrics.train["step"]):
+        return
+    last = int(run.metrics.train["step"][-1])
+    if isinstance(step, int) and step < last:
+        yield (
+            f"{run.name}: eval/{evaluation.name} is of step {step:,}, and the training is at step {last:,}. "
+            f"To evaluate the newest checkpoint: {_command(PERPLEXITY_COMMAND, run)} overwrite=true"
+        )
 
 
 def _command(template: str, run: Run) -> str:

@@ -316,6 +316,19 @@ def test_equal_steps_say_whose_schedule_had_not_ended(tmp_path):
     assert "GPT was at 50% of its steps" in sentence and "RETRO was" not in sentence
 
 
+def test_an_evaluation_of_an_earlier_checkpoint_is_noted(tmp_path):
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    results = paths[1] / "eval" / "perplexity-test" / "results.json"
+
+    def notes(step):
+        results.write_text(json.dumps({**json.loads(results.read_text()), "step": step}))
+        return [note for note in compare_runs(load_runs(paths)).notes if "step" in note]
+
+    assert notes(1200) == []
+    (note,) = notes(800)
+    assert "demo-retro" in note and "800" in note and "1,200" in note and "overwrite=true" in note
+
+
 def test_thinning_keeps_means():
     x, y = np.arange(1000.0), np.sin(np.arange(1000.0))
     y[10] = np.nan
