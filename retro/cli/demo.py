@@ -5,13 +5,13 @@ Every step resumes or finds its work done, so `retro demo` killed at any point a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from retro.cli.main import main as retro_main
+from retro.config.command_line import CommandParser
 from retro.config.errors import ArtifactMissingError
 
 
@@ -43,7 +43,7 @@ def commands(configs: Path, scale: str, runs: Path) -> list[tuple[str, list[str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps; stops at the first that fails and returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="retro demo", description="Corpus -> neighbor database -> GPT and RETRO -> evaluation -> report."
     )
     parser.add_argument("--scale", default="demo", help="demo (default) or smoke (a minute, learns nothing)")
