@@ -1,4 +1,7 @@
-"""The stage find_neighbors: for each query chunk the nearest database chunks of other documents (01-retro 1.6)."""
+"""The stage find_neighbors: for each query chunk the nearest database chunks of other documents.
+
+Source: Borgeaud et al. 2022, section 2.3.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class EvalConfig:
     that has the same name.
 
     perplexity only: split; max_sequences: the first so many sequences (None = all); overlap_neighbors: neighbors that
-    r(C) looks at (01-retro 1.11); samples: test chunks written for the report's reader.
+    r(C) looks at (Borgeaud et al. 2022, section 2.6); samples: test chunks written for the report's reader.
     docs_qa only: questions: folder of a question_sequences artifact, or its name in the release (None = the release has
     exactly one); max_questions: the first so many, which lie in a seeded random order (None = all);
     max_answer_tokens: longest answer that is decoded.

@@ -43,7 +43,7 @@ def _checked_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder of retrieved neighbors (01-retro section 1.7): bidirectional, conditioned on the retrieving chunk.
+    """The encoder of retrieved neighbors (docs/concepts.md): bidirectional, conditioned on the retrieving chunk.
 
     Fields left at None follow the decoder. Attention in the encoder always has as many key-value heads as query heads.
     """

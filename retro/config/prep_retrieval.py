@@ -46,7 +46,9 @@ class LexicalConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Mean of the last hidden states of an encoder over the real tokens without the special ones (01-retro 1.4).
+    """Mean of the last hidden states of an encoder over the real tokens without the special ones.
+
+    Source: Borgeaud et al. 2022, section 2.3.
 
     model: a local folder or a name on the Hugging Face hub; revision: branch, tag or commit there; max_length: in the
     encoder's tokens, special ones included; normalise: divide vectors by their L2 norm; metric: squared L2 distance or
@@ -167,7 +169,7 @@ class IndexConfig:
 
 @dataclass(frozen=True)
 class NeighborsConfig:
-    """Neighbors of every query chunk (01-retro 1.6).
+    """Neighbors of every query chunk (Borgeaud et al. 2022, section 2.3).
 
     sequence_chunks: L, chunks per sequence; every chunk of any document that the query's sequence touches is dropped;
     exclude: "groups" drops those of any document of the same group too (a module of documentation, a site). Where

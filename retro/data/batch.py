@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RetroBatch:
-    """B sequences of N tokens in L chunks, with K neighbors of R tokens per chunk (B N L M K R of docs/, design).
+    """B sequences of N tokens in L chunks, with K neighbors of R tokens per chunk (B N L M K R: docs/concepts.md).
 
     tokens_BN, targets_BN int32; loss_mask_BN bool: positions whose target is scored; neighbors_BLKR int32 and
     neighbor_mask_BLKR bool (True = real and useful), or both None without retrieval; chunk_ids_BL int64: query chunk

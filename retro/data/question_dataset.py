@@ -1,7 +1,7 @@
 """Questions laid out as sequences of chunks: what a model is fine-tuned on and asked, with the loss on the answer only.
 
-Layout (01-retro 1.12): the question is left-padded to fill `question_chunks` chunks, so that its last token ends a
-chunk; the answer and the end-of-text token are right-padded in one chunk more. The neighbors were found with the last
+Layout (Wang et al. 2023, section 4.2): the question is left-padded to fill `question_chunks` chunks: its last token is the
+last of a chunk; the answer and the end-of-text token are right-padded in one chunk more. The neighbors were found with the last
 question chunk and serve the answer, from its first token on.
 
 Artifact kind "question_sequences" (input questions, database, searcher): per split, in the order of the questions,

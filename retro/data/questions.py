@@ -82,7 +82,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
 
 
 def format_prompt(question: str) -> str:
-    """What the model reads (the papers' template B, 01-retro 1.17). The answer follows as `format_answer` writes it."""
+    """What the model reads (template B of Wang et al. 2023, section 7.1). `format_answer` writes what follows."""
     return f"question: {question}\nanswer:"
 
 

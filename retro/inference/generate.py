@@ -1,6 +1,6 @@
 """Continue a prompt token by token, retrieving at the end of every chunk.
 
-The prompt is right-aligned: its last token ends a chunk (the left-padding rule of 01-retro 1.12, expressed by a short
+The prompt is right-aligned: its last token ends a chunk (left padding in Wang et al. 2023, section 4.2; here a short
 first chunk instead of padding), so already the first new token is served by neighbors of the prompt, however short.
 Every step runs the whole window again; the window is kept within the trained length by dropping leading chunks.
 """

@@ -1,6 +1,6 @@
 """The encoder of neighbors: bidirectional over one neighbor's tokens, conditioned on the chunk that retrieved it.
 
-Source: Borgeaud et al. 2022, algorithm 1; 01-retro section 1.7. Its weights are shared by all neighbors and chunks.
+Source: Borgeaud et al. 2022, algorithm 1; docs/concepts.md. Its weights are shared by all neighbors and chunks.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class ModelOutput:
 
 
 class RetroModel(nn.Module):
-    """The decoder with chunked cross-attention over encoded neighbors (Borgeaud et al. 2022; 01-retro section 1.7).
+    """The decoder with chunked cross-attention over encoded neighbors (Borgeaud et al. 2022; docs/concepts.md).
 
     `gate` (default 1.0) multiplies the output of chunked cross-attention; 0.0 leaves out retrieval altogether, bit
     for bit as if no neighbors were given (InstructRetro's gate).
@@ -89,7 +89,7 @@ class RetroModel(nn.Module):
             u in row u; fewer rows than chunks = none for the rest. None = no retrieval. What a masked token holds is
             irrelevant.
         targets_BN int64 [B, N], loss_mask_BN bool [B, N] (None = all scored): targets are read where scored only.
-        first_chunk_length: 1..M, default ((N - 1) mod M) + 1: the last token always ends a chunk (01-retro 1.7).
+        first_chunk_length: 1..M, default ((N - 1) mod M) + 1: the last token always ends a chunk (docs/concepts.md).
         Raises ValueError for shapes and lengths that do not fit, and when neighbors are given to a plain GPT.
         """
         if reduction not in ("mean", "sum"):

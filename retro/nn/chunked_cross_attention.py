@@ -1,7 +1,6 @@
 """Chunked cross-attention (CCA) and the arithmetic that cuts a sequence into chunks and query blocks.
 
-Source: Borgeaud et al. 2022, section 2.4, appendix B.1.2 and listing 1, generalised to any length (01-retro section
-1.7).
+Source: Borgeaud et al. 2022, section 2.4, appendix B.1.2 and listing 1, generalised to any length (docs/concepts.md).
 
 With f = `first_chunk_length` (1..M) chunk 0 is the positions 0..f-1, and chunk u >= 1 the M positions from f + (u-1)
 M. The neighbors of chunk u serve the M positions from the *last token of chunk u* on: query block u begins at f - 1 +

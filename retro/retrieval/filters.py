@@ -13,7 +13,7 @@ class Exclusions:
 
     group_of_row int64 [n]: the group of each query row; groups int64 [e] and keys uint64 [e]: pairs (group, document
     key) in any order, repeats allowed. The rows of one sequence form a group: all its documents are excluded for each
-    of its chunks (01-retro 1.6; Borgeaud et al. 2022, section 2.1).
+    of its chunks (Borgeaud et al. 2022, section 2.1).
     """
 
     group_of_row: np.ndarray

@@ -1,6 +1,6 @@
 """Longest common token run of a chunk with its neighbors: r(C) of the leakage-filtered evaluation.
 
-Source: Borgeaud et al. 2022, section 2.6 (01-retro 1.11): s = length of the longest contiguous token substring that the
+Source: Borgeaud et al. 2022, section 2.6: s = length of the longest contiguous token substring that the
 chunk shares with any neighbor (neighbor + continuation); r(C) = s / length of the chunk.
 """
 

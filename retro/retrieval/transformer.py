@@ -1,4 +1,4 @@
-"""A transformer encoder as embedder, as RETRO's papers use BERT (01-retro 1.4).
+"""A transformer encoder as embedder, as RETRO's papers use BERT (Borgeaud et al. 2022, section 2.3).
 
 The vector is the mean of the last layer's hidden states over the real tokens, without the special ones (CLS, SEP, ...).
 No token is masked for prediction and vectors are not normalised unless asked. Needs the extra `transformers`.

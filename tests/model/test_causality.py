@@ -145,7 +145,7 @@ def test_prefix_consistency(first: int) -> None:
 
 
 def test_cross_attention_sees_positions() -> None:
-    """Peers' bug (01-retro's field study): queries 2..M of a block had one and the same position. Identical tokens and
+    """A bug seen elsewhere: queries 2..M of a block had one and the same position. Identical tokens and an identical
     stream must still give different outputs at different places of a block, and a reversed neighbor another output."""
     model = scrambled(tiny(cross_attention_layers=(1,)))
     attention = model.layers[0].cross_attention

@@ -52,7 +52,7 @@ def test_overrides() -> None:
     [("small", 126, 148, 1e6), ("medium", 357, 410, 1e6), ("xl", 1.3, 1.5, 1e9), ("xxl", 8.3, 9.5, 1e9)],
 )
 def test_parameter_counts_of_the_study(size: str, gpt_table: float, retro_table: float, unit: float) -> None:
-    """Table 9 of Wang et al. 2023 (01-retro section 1.8).
+    """Table 9 of Wang et al. 2023 (2304.06762).
 
     The table counts 51,200 tied embeddings and 2,048 learned positions, which rotary positions here replace. With these
     added our GPTs round to the table exactly. Our RETROs exceed it by at most 1.2%: the table's Small and Medium differ
@@ -69,7 +69,7 @@ def test_parameter_counts_of_the_study(size: str, gpt_table: float, retro_table:
 
 @pytest.mark.parametrize(("width", "layers"), [(1024, (9, 12, 15, 18, 21, 24)), (768, (6, 9, 12))])
 def test_parameters_of_retrieval_follow_the_formula(width: int, layers: tuple[int, ...]) -> None:
-    """(28 + 4|P|) d^2 exactly, norms aside (01-retro section 1.7)."""
+    """(28 + 4|P|) d^2 exactly, norms aside (docs/concepts.md)."""
     config = ModelConfig(
         vocab_size=100, width=width, num_layers=24, num_heads=16, ffn="gelu", cross_attention_layers=layers
     )

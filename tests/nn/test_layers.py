@@ -143,7 +143,7 @@ def served(length: int, chunk: int, first: int) -> str:
     [(8, "---00001"), (12, "---000011112"), (7, "--00001"), (5, "00001"), (3, "--0")],
 )
 def test_served_positions_of_the_paper(length: int, expected: str) -> None:
-    """The checked mapping of 01-retro section 1.7, M = 4 and right-aligned chunks."""
+    """The checked mapping of docs/concepts.md, M = 4 and right-aligned chunks."""
     assert served(length, 4, (length - 1) % 4 + 1) == expected
 
 

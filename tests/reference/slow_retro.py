@@ -3,7 +3,7 @@ positions.
 
 It shares nothing with `retro.model` but the names of the weights, runs in float64 and is differentiable. Masked
 neighbor tokens and missing neighbors simply do not exist here: the lists hold real tokens only. Positions, from the
-papers (01-retro section 1.7):
+papers (docs/concepts.md):
 
 * position p >= pad attends to the neighbors of chunk u = (p - pad) div M, as query i = (p - pad) mod M, at distance
   i - i' + M - 1 from neighbor token i' (Borgeaud et al. 2022, B.1.2);

@@ -1,6 +1,6 @@
 """The leakage curve bpb(alpha): bits per byte over the chunks that share little with their neighbors.
 
-Source: Borgeaud et al. 2022, section 2.6 (01-retro 1.11): r(C) = longest common contiguous token run of chunk C with
+Source: Borgeaud et al. 2022, section 2.6: r(C) = longest common contiguous token run of chunk C with
 any of its 10 nearest neighbors / length of C; bpb(alpha) is taken over the chunks with r(C) <= alpha.
 """
 

@@ -8,7 +8,7 @@ A response row is one chunk of the split with at least one scored token:
      "logprobs": {mode: [natural log of each scored token, or None]}}
 
 A chunk's scored tokens are all but the first of its document. r(C) uses the neighbor table alone, so that a GPT's rows
-have it too (01-retro 1.11).
+have it too (Borgeaud et al. 2022, section 2.6).
 """
 
 from __future__ import annotations
