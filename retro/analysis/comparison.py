@@ -140,12 +140,12 @@ def _check_versions(runs: Sequence[Run]) -> None:
     seen: dict[str, tuple[Run, Any]] = {}
     for run in runs:
         for name, evaluation in run.evaluations.items():
-            identity = (evaluation.task, evaluation.results.get("version"), evaluation.results.get("split"))
+            identity = (evaluation.task, *(evaluation.results.get(key) for key in ("version", "split", "precision")))
             first, expected = seen.setdefault(name, (run, identity))
             if identity != expected:
                 raise ArtifactMismatchError(
-                    f"{run.path}/eval/{name}: expected (task, version, split) {expected} as in {first.path}, found "
-                    f"{identity}; evaluate both runs with the same version and configuration"
+                    f"{run.path}/eval/{name}: expected (task, version, split, precision) {expected} as in "
+                    f"{first.path}, found {identity}; evaluate both runs with the same version and configuration"
                 )
 
 

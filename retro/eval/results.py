@@ -46,6 +46,7 @@ def summarise(rows: Sequence[Row], state: State) -> dict[str, Any]:
         "checkpoint_fingerprint": state.identity["checkpoint"],
         "release_fingerprint": state.identity["release"],
         "num_neighbors": state.identity["num_neighbors"],
+        "precision": state.identity.get("precision"),
         **state.facts,
         **_RESULTS[task][1](rows, state),
         # Tokens read (perplexity) or written (questions) per second in the model, in the main mode and in each.

@@ -384,6 +384,16 @@ def test_other_chunks_are_refused(tmp_path, edit, message):
         compare_runs(load_runs(paths))
 
 
+def test_scores_in_another_precision_are_refused(tmp_path):
+    """bfloat16 rounds losses by more than what models may differ by."""
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    for path, precision in zip(paths, ("fp32", "bf16"), strict=True):
+        results = path / "eval" / "perplexity-test" / "results.json"
+        write_json(results, {**json.loads(results.read_text()), "precision": precision})
+    with pytest.raises(ArtifactMismatchError, match=r"'fp32'.*demo-gpt.*'bf16'.*same version and configuration"):
+        compare_runs(load_runs(paths))
+
+
 def test_other_version_of_the_task_is_refused(tmp_path):
     paths = build_pair(tmp_path / "runs", shape=SMALL)
     path = paths[1] / "eval/docs_qa/results.json"

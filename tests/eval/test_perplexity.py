@@ -247,6 +247,12 @@ def test_rescoring_gives_the_same_results_without_the_model(evaluated):
     assert path.read_bytes() == before
 
 
+def test_the_results_say_in_which_precision_they_were_made(workspace, evaluated, tmp_path):
+    folder = evaluate(config(workspace, tmp_path, run="gpt", precision="bf16", max_sequences=1), progress=False)
+    assert json.loads((folder / RESULTS_NAME).read_text())["precision"] == "bf16"
+    assert json.loads((evaluated[0] / RESULTS_NAME).read_text())["precision"] == "fp32"
+
+
 def test_max_sequences_takes_the_first_ones(workspace, evaluated, tmp_path):
     rows = read(evaluate(config(workspace, tmp_path, max_sequences=5), progress=False))
     everything = [row for row in read(evaluated[0]) if row["sequence"] < 5]
