@@ -1,8 +1,8 @@
 """Questions laid out as sequences of chunks: what a model is fine-tuned on and asked, with the loss on the answer only.
 
-Layout (Wang et al. 2023, section 4.2): the question is left-padded to fill `question_chunks` chunks: its last token is the
-last of a chunk; the answer and the end-of-text token are right-padded in one chunk more. The neighbors were found with the last
-question chunk and serve the answer, from its first token on.
+Layout (Wang et al. 2023, section 4.2): the question is left-padded to fill `question_chunks` chunks, so its last token
+ends a chunk; the answer and the end-of-text token are right-padded in one chunk more. The neighbors were found with the
+last question chunk and serve the answer, from its first token on.
 
 Artifact kind "question_sequences" (input questions, database, searcher): per split, in the order of the questions,
 tokens-<split>-00000.npy int32 [n, N], answer_lengths-<split>-00000.npy int32 [n] (end-of-text included),
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retro.artifacts.manifest import Manifest, input_path, open_manifest
+from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from retro.data.questions import QUESTION_SPLITS, Question, read_questions
 
@@ -189,10 +189,3 @@ def question_database(folder: str | Path) -> Path:
     """Folder of the chunks that the neighbors of a question_sequences artifact are in, checked by fingerprint."""
     folder = Path(folder)
     return input_path(folder, open_manifest(folder, QUESTION_SEQUENCES_KIND), "database")
-
-
-def questions_source(folder: str | Path) -> tuple[Path, Manifest]:
-    """Folder and manifest of the questions artifact that a question_sequences artifact was made from."""
-    folder = Path(folder)
-    path = input_path(folder, open_manifest(folder, QUESTION_SEQUENCES_KIND), "questions")
-    return path, open_manifest(path)
