@@ -15,9 +15,11 @@ from data_prep.pipeline import Step, iter_folders, steps
 from data_prep.runner import shard_records
 from data_prep.stage import Stage
 from retro.artifacts.fingerprint import sha256_file
-from retro.artifacts.manifest import MANIFEST_NAME, open_manifest, verify_files
+from retro.artifacts.manifest import MANIFEST_NAME, Manifest, input_path, open_manifest, verify_files
 from retro.config.errors import RetroError
 from retro.config.preparation import PrepConfig
+from retro.data.chunk_store import CHUNKS_KIND, open_chunk_store
+from retro.data.neighbor_table import NEIGHBORS_KIND, open_neighbor_table
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def _short(value: Any) -> str:
 
 
 def verify(config: PrepConfig, fraction: float, seed: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """Per finished step (name, problems): all checksums, and a seeded sample of shards made again and compared.
+    """Per finished step (name, problems): all checksums, chunks and neighbors against what they refer to (no chunk
+    crosses a document, no neighbor is of a document of its own sequence), and a seeded sample of shards made again.
 
     `fraction` of the shards, at least one per step when above 0. Repairs nothing.
     """
@@ -120,12 +123,24 @@ def verify(config: PrepConfig, fraction: float, seed: int = 0) -> Iterator[tuple
             return
         try:
             manifest = open_manifest(folder, stage.kind)
-            problems = verify_files(folder, manifest)
+            problems = verify_files(folder, manifest) or _check_content(folder, manifest)
             problems += _recompute(stage, folder, manifest.shards, fraction, seed)
         except RetroError as error:
             yield step.name, [str(error)]
             return
         yield step.name, problems
+
+
+def _check_content(folder: Path, manifest: Manifest) -> list[str]:
+    try:
+        if manifest.kind == CHUNKS_KIND:
+            open_chunk_store(folder).verify()
+        if manifest.kind == NEIGHBORS_KIND:
+            queries, database = (open_chunk_store(input_path(folder, manifest, n)) for n in ("queries", "database"))
+            open_neighbor_table(folder, queries, database).verify()
+    except RetroError as error:
+        return [str(error)]
+    return []
 
 
 def _recompute(stage: Stage, folder: Path, shards: list[dict[str, Any]], fraction: float, seed: int) -> list[str]:

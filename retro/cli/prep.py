@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": "carry out every stage that is not finished; killed at any moment it resumes",
         "status": "what is done, resumable, missing; sizes",
         "explain": "which fields made a folder differ from those that are there",
-        "verify": "compare checksums, and make a sample of shards again",
+        "verify": "compare checksums, check chunks and neighbors, and make a sample of shards again",
         "show": "print chunks beside their neighbors",
     }
     for verb, text in texts.items():
