@@ -311,7 +311,7 @@ def _remove_temporaries(folder: Path) -> None:
 def _lock(folder: Path) -> Iterator[None]:
     """One writer for an output folder on this machine; a second run waits. Released by the system when we are killed.
 
-    The lock file lives beside the folder and is never an output, so it can be deleted at will.
+    The lock file lives beside the folder and is never an output; it can be deleted while no run holds it.
     """
     path = folder.with_name(f".{folder.name}.lock")
     with open(path, "a") as file:

@@ -1,6 +1,8 @@
 """Questions out of documentation: what is found, what is left out, the split, the layout."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from retro.data.questions import (
     parse_question,
 )
 from retro.data.tokenizer import open_tokenizer
-from tests.eval.workspace import CHUNK
+from tests.eval.workspace import CHUNK, Workspace
 
 NUMPY = """pkg.sum(a, axis=None, dtype=None, keepdims=<no value>, where=...)
 
@@ -309,3 +311,15 @@ def test_format():
     assert parse_answer(" so\nquestion: next") == "so"
     line = question(1, "é").line()
     assert json.loads(line)["answers"] == ["é"] and parse_question(line, "x") == question(1, "é")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not an array"])
+def test_a_damaged_array_of_questions_is_one_line(workspace: Workspace, tmp_path: Path, content: bytes) -> None:
+    folder = workspace.release.questions["docs"]
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    damaged = next(copy.glob("ids-test-*.npy"))
+    # As long as before: the manifest's cheap check of sizes passes.
+    damaged.write_bytes(content.ljust(damaged.stat().st_size, b"x"))
+    with pytest.raises(ArtifactCorruptError, match=f"{damaged.name}: not a readable array"):
+        open_question_sequences(copy, "test")
