@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from retro.data.chunk_store import ChunkStore, open_chunk_store
-from retro.data.tokenizer import Tokenizer
 
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.loader import to_dict
 from retro.config.prep_retrieval import EmbedConfig, result_fields
+from retro.data.chunk_store import ChunkStore, open_chunk_store
+from retro.data.tokenizer import Tokenizer
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows, decode_rows, open_chunk_tokenizer
 from retro.retrieval.embedder import EMBEDDER_KIND, RECIPE_NAME, Embedder, open_embedder, write_recipe
 from retro.retrieval.lexical import IDF_NAME, LexicalEmbedder, count_documents, idf_of_counts
