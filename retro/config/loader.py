@@ -62,7 +62,10 @@ def to_dict(config: Any) -> Any:
 
 def dump_yaml(config: Any) -> str:
     """The configuration as YAML text, in field order; `load_config` reads it back to an equal object."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    data = to_dict(config)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    # A few characters (U+0085 among them) are written as they are but read back as line breaks: then escape them all.
+    return text if yaml.safe_load(text) == data else yaml.safe_dump(data, sort_keys=False, allow_unicode=False)
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "mapping") -> T:

@@ -113,6 +113,12 @@ def test_round_trip_through_yaml_and_dict(config: Outer) -> None:
     assert from_dict(Outer, yaml.safe_load(dump_yaml(config))) == config
 
 
+def test_text_that_yaml_would_take_for_a_line_break_survives() -> None:
+    config = Outer("a\x85b", depth={"\x85": 1, "\u00e4": 2})
+    assert from_dict(Outer, yaml.safe_load(dump_yaml(config))) == config
+    assert "\u00e4" in dump_yaml(Outer("\u00e4"))  # other text stays readable
+
+
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Inner().width = 2  # type: ignore[misc]
