@@ -10,7 +10,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 from hypothesis import settings  # noqa: E402 - after the variables above
 
-# The same examples in every run: a failure is one that the next run shows too. HYPOTHESIS_PROFILE=explore looks further.
+# The same examples in every run, so that a failure shows again. HYPOTHESIS_PROFILE=explore looks further.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
