@@ -21,6 +21,7 @@ import numpy as np
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from retro.data.questions import QUESTION_SPLITS, Question, read_questions
+from retro.data.sharded_array import read_array
 
 if TYPE_CHECKING:
     from retro.data.batch import RetroBatch
@@ -64,14 +65,6 @@ class QuestionSequences:
         return self.prompt_length + self.chunk_length
 
 
-def _load(path: Path) -> np.ndarray:
-    """A stored array. Raises ArtifactCorruptError."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactCorruptError(f"{path}: not a readable array ({error}); restore it or make it again") from None
-
-
 def open_question_sequences(folder: str | Path, split: str) -> QuestionSequences:
     """Open one split. Raises ArtifactError subclasses, and ConfigError for a split that questions do not have."""
     if split not in QUESTION_SPLITS:
@@ -81,7 +74,7 @@ def open_question_sequences(folder: str | Path, split: str) -> QuestionSequences
     names = [shard["name"] for shard in manifest.shards if shard["name"].startswith(f"{split}-")]
     parts: dict[str, np.ndarray] = {}
     for name in ("tokens", "answer_lengths", "ids", "distances"):
-        arrays = [_load(folder / f"{name}-{shard}.npy") for shard in names]
+        arrays = [read_array(folder / f"{name}-{shard}.npy") for shard in names]
         parts[name] = np.concatenate(arrays)
     questions = [question for shard in names for question in read_questions(folder / f"questions-{shard}.jsonl")]
     layout = manifest.stats["layout"]

@@ -55,12 +55,17 @@ def open_sharded(
     return ShardedArray([load_array(path, dtype, shape, map_file=True) for path, shape in names])
 
 
-def load_array(path: Path, dtype: Any, shape: tuple[int, ...], map_file: bool = False) -> np.ndarray:
-    """A .npy file of exactly this type and shape; map_file: by memory map. Raises ArtifactCorruptError."""
+def read_array(path: Path, map_file: bool = False) -> np.ndarray:
+    """A .npy file, whatever its type and shape. Raises ArtifactCorruptError if it is none."""
     try:
-        array = np.load(path, mmap_mode="r" if map_file and 0 not in shape else None, allow_pickle=False)
+        return np.load(path, mmap_mode="r" if map_file else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ArtifactCorruptError(f"{path}: not a readable array ({error}); restore it or make it again") from None
+
+
+def load_array(path: Path, dtype: Any, shape: tuple[int, ...], map_file: bool = False) -> np.ndarray:
+    """A .npy file of exactly this type and shape; map_file: by memory map. Raises ArtifactCorruptError."""
+    array = read_array(path, map_file and 0 not in shape)
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise ArtifactCorruptError(
             f"{path}: expected {np.dtype(dtype).name} {list(shape)}, found {array.dtype.name} {list(array.shape)}; "
