@@ -12,7 +12,8 @@ from data_prep.embed import range_shards
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ConfigError
-from retro.config.prep_retrieval import IndexConfig, result_fields
+from retro.config.prep_index import IndexConfig
+from retro.config.sections import result_fields
 from retro.data.chunk_store import open_chunk_store
 from retro.retrieval.bm25 import (
     DOCUMENT_FREQUENCY,

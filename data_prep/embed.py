@@ -11,7 +11,8 @@ import numpy as np
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.loader import to_dict
-from retro.config.prep_retrieval import EmbedConfig, result_fields
+from retro.config.prep_embed import EmbedConfig
+from retro.config.sections import result_fields
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.data.tokenizer import Tokenizer
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows, decode_rows, open_chunk_tokenizer

@@ -14,7 +14,8 @@ import numpy as np
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactMismatchError, ConfigError, RetroError
-from retro.config.prep_retrieval import NeighborsConfig, result_fields
+from retro.config.prep_neighbors import NeighborsConfig
+from retro.config.sections import result_fields
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows
 from retro.retrieval.embedder import check_recipe

@@ -21,7 +21,7 @@ from data_prep.tokenize_documents import TokenizeStage
 from data_prep.train_tokenizer import TokenizerStage
 from retro.artifacts.release import Split, write_release
 from retro.config.errors import ConfigError
-from retro.config.prep_retrieval import Bm25Config, IndexConfig
+from retro.config.prep_index import Bm25Config, IndexConfig
 from retro.config.prep_tokens import TokensConfig
 from retro.config.preparation import PrepConfig
 

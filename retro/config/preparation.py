@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from retro.config.errors import ConfigError
 from retro.config.evaluation import QuestionsConfig, QuestionSequencesConfig
 from retro.config.prep import SPLIT_NAMES, DeduplicateConfig, IngestConfig
-from retro.config.prep_retrieval import EmbedConfig, IndexConfig, NeighborsConfig
+from retro.config.prep_embed import EmbedConfig
+from retro.config.prep_index import IndexConfig
+from retro.config.prep_neighbors import NeighborsConfig
 from retro.config.prep_tokens import ChunkConfig, TokenizerConfig
 
 

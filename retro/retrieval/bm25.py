@@ -20,7 +20,7 @@ import numpy as np
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import from_dict
-from retro.config.prep_retrieval import Bm25Config
+from retro.config.prep_index import Bm25Config
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer, special_ids, strip_specials
 from retro.retrieval.terms import TermCounts, token_terms, word_terms
 from retro.retrieval.top_k import top_k

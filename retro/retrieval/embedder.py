@@ -78,7 +78,7 @@ def open_embedder(folder: str | Path, device: str = "auto") -> Embedder:
         embedder = open_lexical(folder, options)
     elif kind == "transformer":
         from retro.config.loader import from_dict
-        from retro.config.prep_retrieval import TransformerConfig
+        from retro.config.prep_embed import TransformerConfig
         from retro.retrieval.transformer import TransformerEmbedder
 
         config = from_dict(TransformerConfig, {**options, "device": device}, str(folder / RECIPE_NAME))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retro.config.errors import ArtifactCorruptError, ConfigError
-from retro.config.prep_retrieval import VectorIndexConfig
+from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.embedder import Metric
 from retro.retrieval.exact import rescore
 from retro.retrieval.native import load_faiss

@@ -15,7 +15,7 @@ import numpy as np
 
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import from_dict
-from retro.config.prep_retrieval import LexicalConfig
+from retro.config.prep_embed import LexicalConfig
 from retro.retrieval.terms import TermCounts, hash_with_seed, word_terms
 
 IDF_NAME = "idf.npy"

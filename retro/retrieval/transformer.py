@@ -16,7 +16,7 @@ import numpy as np
 
 from retro.artifacts.fingerprint import sha256_file
 from retro.config.errors import ArtifactCorruptError, ConfigError
-from retro.config.prep_retrieval import TransformerConfig
+from retro.config.prep_embed import TransformerConfig
 
 _WEIGHT_FILES = ("*.safetensors",)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

@@ -11,7 +11,7 @@ import numpy as np
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import from_dict
-from retro.config.prep_retrieval import VectorIndexConfig
+from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer
 from retro.retrieval.embedder import Embedder, check_recipe, open_embedder
 from retro.retrieval.exact import ExactIndex

@@ -16,14 +16,9 @@ from data_prep.runner import Executor, run_stage
 from data_prep.stage import Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
-from retro.config.prep_retrieval import (
-    Bm25Config,
-    EmbedConfig,
-    IndexConfig,
-    LexicalConfig,
-    NeighborsConfig,
-    VectorIndexConfig,
-)
+from retro.config.prep_embed import EmbedConfig, LexicalConfig
+from retro.config.prep_index import Bm25Config, IndexConfig, VectorIndexConfig
+from retro.config.prep_neighbors import NeighborsConfig
 from retro.data.chunk_store import open_chunk_store
 from retro.data.neighbor_table import NeighborTable
 from retro.retrieval.chunk_text import chunk_token_rows, decode_rows, open_chunk_tokenizer

@@ -18,7 +18,7 @@ from retro.config.evaluation import QuestionsConfig, QuestionSequencesConfig
 from retro.config.loader import to_dict
 from retro.config.model import EncoderConfig, ModelConfig
 from retro.config.prep import IngestConfig, JsonlConfig, SplitConfig
-from retro.config.prep_retrieval import NeighborsConfig
+from retro.config.prep_neighbors import NeighborsConfig
 from retro.config.prep_tokens import ChunkConfig, SentencePieceConfig, TokenizerConfig
 from retro.config.preparation import PrepConfig
 from retro.data.tokenizer import open_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 
 from retro.artifacts.manifest import Manifest, describe_file, write_manifest
 from retro.config.loader import to_dict
-from retro.config.prep_retrieval import Bm25Config
+from retro.config.prep_index import Bm25Config
 from retro.retrieval import bm25
 from retro.retrieval.bm25 import BM25Searcher
 from tests.retrieval.memory_store import WordTokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro.config.prep_retrieval import Bm25Config
+from retro.config.prep_index import Bm25Config
 from tests.retrieval.bm25_index import bm25_index
 
 

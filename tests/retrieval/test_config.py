@@ -4,7 +4,10 @@ import pytest
 
 from retro.config.errors import ConfigError
 from retro.config.loader import from_dict
-from retro.config.prep_retrieval import EmbedConfig, IndexConfig, NeighborsConfig, TransformerConfig, result_fields
+from retro.config.prep_embed import EmbedConfig, TransformerConfig
+from retro.config.prep_index import IndexConfig
+from retro.config.prep_neighbors import NeighborsConfig
+from retro.config.sections import result_fields
 
 
 def test_fields_of_speed_only_and_unused_sections_are_no_part_of_a_result() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retro.config.errors import ArtifactCorruptError, ConfigError
-from retro.config.prep_retrieval import VectorIndexConfig
+from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.exact import ExactIndex
 from retro.retrieval.recall import recall_at_k
 from retro.retrieval.vectors import VectorStore

@@ -6,7 +6,7 @@ import pytest
 from retro.artifacts.manifest import Manifest, write_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.config.loader import to_dict
-from retro.config.prep_retrieval import LexicalConfig
+from retro.config.prep_embed import LexicalConfig
 from retro.retrieval.embedder import Embedder, check_recipe, open_embedder, write_recipe
 from retro.retrieval.lexical import IDF_NAME, LexicalEmbedder, fit_idf
 

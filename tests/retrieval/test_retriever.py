@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro.config.errors import ArtifactMismatchError
-from retro.config.prep_retrieval import Bm25Config
+from retro.config.prep_index import Bm25Config
 from retro.retrieval.filters import Exclusions
 from retro.retrieval.retriever import Retriever
 from tests.retrieval.bm25_index import bm25_index

@@ -10,7 +10,7 @@ import torch
 from retro.artifacts.manifest import Manifest, write_manifest
 from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.config.loader import to_dict
-from retro.config.prep_retrieval import TransformerConfig
+from retro.config.prep_embed import TransformerConfig
 from retro.retrieval.embedder import open_embedder, write_recipe
 
 transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
@@ -120,7 +120,7 @@ def test_wrong_models_are_one_clear_line(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected at most 64"):
         _embedder(bert, max_length=65)
     with pytest.raises(ConfigError, match=r"transformer\.model is required"):
-        from retro.config.prep_retrieval import EmbedConfig
+        from retro.config.prep_embed import EmbedConfig
 
         EmbedConfig(kind="transformer")
 
