@@ -1,0 +1,1 @@
+"""One module per verb of `retro prep`: add_arguments(parser) and run(arguments) -> exit code."""

@@ -1,0 +1,19 @@
+"""What the verbs that read a preparation configuration share."""
+
+from __future__ import annotations
+
+import argparse
+
+from retro.config.loader import load_config
+from retro.config.preparation import PrepConfig
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The configuration file and its overrides, as the last arguments."""
+    parser.add_argument("config", help="YAML file, e.g. configs/prep/demo.yaml")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="override fields of the file")
+
+
+def read_config(arguments: argparse.Namespace) -> PrepConfig:
+    """The configuration that the arguments name. Raises ConfigError."""
+    return load_config(PrepConfig, arguments.config, arguments.overrides)
