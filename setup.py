@@ -45,6 +45,7 @@ extras = {
     "faiss": faiss_requirement(),
     "wandb": ["wandb>=0.17"],
     "tensorboard": ["tensorboard>=2.16"],
+    "ray": ["ray>=2.50"],  # prep on a cluster: executor.type: ray
     "transformers": ["transformers>=4.45", "tokenizers>=0.20"],
     "dev": [
         "pytest>=8",
