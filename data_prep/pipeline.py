@@ -19,6 +19,7 @@ from data_prep.runner import Executor, run_stage
 from data_prep.stage import Stage
 from data_prep.tokenize_documents import TokenizeStage
 from data_prep.train_tokenizer import TokenizerStage
+from retro.artifacts.atomic import remove_dead_temporaries
 from retro.artifacts.release import Split, write_release
 from retro.config.errors import ConfigError
 from retro.config.prep_index import Bm25Config, IndexConfig
@@ -132,6 +133,7 @@ def run(config: PrepConfig, progress: bool = True) -> Path:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"root: {root} cannot be made ({error.strerror}); choose another folder") from None
+    remove_dead_temporaries(root)  # a run killed while it wrote release.json or the corpus hashes
     done: dict[str, Path] = {}
     for step in steps(config):
         done[step.name] = run_stage(step.build(done), root, executor, progress)

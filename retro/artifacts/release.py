@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from retro.artifacts.atomic import write_json_atomic
+from retro.artifacts.atomic import remove_dead_temporaries, write_json_atomic
 from retro.artifacts.fingerprint import canonical_json
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ArtifactMissingError
@@ -90,6 +90,7 @@ def write_release(
     }
     content["fingerprint"] = release_fingerprint(content)
     write_json_atomic(path, content)
+    remove_dead_temporaries(path.parent, path.name)  # of runs that were killed in the line above
     return str(content["fingerprint"])
 
 
