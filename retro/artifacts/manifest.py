@@ -72,6 +72,14 @@ def open_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
     Raises ArtifactMissingError, ArtifactUnfinishedError, ArtifactCorruptError (unreadable, a file missing or of another
     size) or ArtifactMismatchError (another kind or a newer format).
     """
+    manifest = read_manifest(folder, kind)
+    for entry in manifest.all_files():
+        _check_file(Path(folder), entry["name"], int(entry["bytes"]))
+    return manifest
+
+
+def read_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
+    """As open_manifest, without a look at the files: to say everything that is wrong with them, not the first thing."""
     folder = Path(folder)
     what = kind or "artifact"
     if not folder.is_dir():
@@ -88,7 +96,7 @@ def open_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
                 f"{path}: expected manifest format {FORMAT} or older, found {data['format']}; update this package"
             )
         manifest = Manifest(**{f.name: data[f.name] for f in dataclasses.fields(Manifest)})
-        entries = [(f["name"], int(f["bytes"]), str(f["sha256"])) for f in manifest.all_files()]
+        entries = [(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in manifest.all_files()]
         _ = manifest.rows, [(i["kind"], i["fingerprint"], i["path"]) for i in manifest.inputs.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactCorruptError(
@@ -97,14 +105,13 @@ def open_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
         ) from None
     if kind is not None and manifest.kind != kind:
         raise ArtifactMismatchError(f"{folder}: expected an artifact of kind {kind!r}, found {manifest.kind!r}")
-    for name, size, _ in entries:
-        _check_file(folder, name, size)
+    for name, _, _ in entries:
+        if Path(name).name != name:
+            raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: file name {name!r} leaves the folder")
     return manifest
 
 
 def _check_file(folder: Path, name: str, size: int) -> None:
-    if Path(name).name != name:
-        raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: file name {name!r} leaves the folder")
     file = folder / name
     if not file.is_file():
         raise ArtifactCorruptError(f"{file}: recorded in the manifest but missing; restore it or make the folder again")
