@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.chunk_lookup import write_lookup
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
+from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import to_dict
 from retro.config.prep_tokens import ChunkConfig
 from retro.data.chunk_store import CHUNKS_KIND
+from retro.data.sharded_array import open_sharded
 from retro.data.token_store import TOKENS_KIND, TokenStore, open_token_store
 
 
@@ -20,7 +23,7 @@ class ChunkStage(Stage):
     """Tokens -> chunks (files: retro/data/chunk_store.py): positions only, no token is copied."""
 
     name = "chunk"
-    version = 1
+    version = 2
     kind = CHUNKS_KIND
 
     def __init__(self, config: ChunkConfig, tokens: Path) -> None:
@@ -39,9 +42,11 @@ class ChunkStage(Stage):
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
         """Cut the shard's documents."""
-        documents = self._store.document_order[shard.spec["start"] : shard.spec["stop"]]
-        offsets = self._store.document_offsets
-        starts, owners, spans = cut_documents(documents, offsets, self.chunk.chunk_length)
+        documents = self._store.read_order(shard.spec["start"], shard.spec["stop"])
+        first, last = self._store.document_offsets[documents], self._store.document_offsets[documents + 1]
+        if (last <= first).any():
+            raise ArtifactCorruptError(f"{self.inputs['tokens']}: offsets that do not rise; make the tokens again")
+        starts, owners, spans = cut_documents(documents, first, last, self.chunk.chunk_length)
         np.save(out / f"starts-{shard.name}.npy", starts, allow_pickle=False)
         np.save(out / f"documents-{shard.name}.npy", owners, allow_pickle=False)
         np.save(out / f"spans-{shard.name}.npy", spans, allow_pickle=False)
@@ -49,7 +54,8 @@ class ChunkStage(Stage):
         return ShardResult(len(starts), {"short": short})
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Figures only."""
+        """The documents by key (sorted on disk), and figures."""
+        write_lookup(open_sharded(folder, "documents", records, np.int64), self._store, out)
         return {
             "chunks": sum(record["rows"] for record in records),
             "short": sum(record["stats"]["short"] for record in records),
@@ -64,14 +70,14 @@ class ChunkStage(Stage):
 
 
 def cut_documents(
-    documents: np.ndarray, offsets: np.ndarray, chunk_length: int
+    documents: np.ndarray, first: np.ndarray, last: np.ndarray, chunk_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chunks of the given documents, one after the other.
 
-    documents: int64 [d] numbers; offsets: int64 [D + 1] token positions. Returns per chunk: start int64 (token
-    position), document int64, span int64 (tokens from the start to the end of the document).
+    documents: int64 [d] numbers; first, last: int64 [d] position of each one's first token, and the end of its last.
+    Returns per chunk: start int64 (token position), document int64, span int64 (tokens from the start to the end of
+    the document).
     """
-    first, last = offsets[documents], offsets[documents + 1]
     counts = -((first - last) // chunk_length)
     row = np.repeat(np.arange(len(documents)), counts)
     number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.external_sort import MEMORY_BYTES, find_repeats, sort_runs
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactError, ConfigError
 from retro.config.loader import to_dict
 from retro.config.prep_tokens import TokensConfig
-from retro.data.document import DOCUMENTS_KIND, Document, document_files, document_key, read_documents
-from retro.data.token_store import DTYPES, ORDER_NAME, TOKENS_KIND
+from retro.data.document import DOCUMENTS_KIND, Document, document_files, read_documents
+from retro.data.npy_file import NpyReader, NpyWriter
+from retro.data.token_store import ORDER_NAME, TOKENS_KIND
+from retro.data.token_writer import ShardWriter
 from retro.data.tokenizer import TOKENIZER_KIND, Tokenizer, open_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
+_PLACE = np.dtype([("rank", "<u8"), ("key", "<u8"), ("number", "<i8")])
+_BLOCK = 1 << 18
 
 
 class TokenizeStage(Stage):
@@ -32,7 +36,7 @@ class TokenizeStage(Stage):
     """
 
     name = "tokenize"
-    version = 1
+    version = 2
     kind = TOKENS_KIND
 
     def __init__(self, config: TokensConfig, documents: Path, tokenizer: Path) -> None:
@@ -64,66 +68,60 @@ class TokenizeStage(Stage):
         return [Shard(f"{i:05d}", {"files": files}) for i, files in enumerate(groups)]
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
-        """Tokenize the shard's documents."""
-        lengths: list[int] = []
-        keys: list[int] = []
-        ranks: list[int] = []
-        text_bytes = 0
-        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
-        dtype = DTYPES[self._dtype]
-        with (
-            open(out / f"tokens-{shard.name}.bin", "wb") as tokens,
-            open(out / f"docs-{shard.name}.jsonl", "w", encoding="utf-8", newline="\n") as records,
-        ):
+        """Tokenize the shard's documents, batch by batch."""
+        rows = tokens = text_bytes = 0
+        with ShardWriter(out, shard.name, self._dtype) as writer:
             for batch in self._batches(shard.spec["files"]):
-                for document, ids in zip(batch, self._tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                    row = np.array([bos, *ids, eos], dtype=dtype)
-                    tokens.write(row.tobytes())
-                    lengths.append(len(row))
-                    keys.append(document_key(document.id))
-                    ranks.append(order_rank(self.tokens.seed, document.id))
-                    text_bytes += len(document.text.encode("utf-8"))
-                    record = {name: getattr(document, name) for name in ("id", "title", "source", "group")}
-                    records.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
-        np.save(out / f"offsets-{shard.name}.npy", offsets, allow_pickle=False)
-        np.save(out / f"keys-{shard.name}.npy", np.array(keys, dtype=np.uint64), allow_pickle=False)
-        np.save(out / f"ranks-{shard.name}.npy", np.array(ranks, dtype=np.uint64), allow_pickle=False)
-        return ShardResult(len(lengths), {"tokens": int(offsets[-1]), "text_bytes": text_bytes})
+                ids = self._tokenizer.encode_batch([document.text for document in batch])
+                ranks = np.fromiter((order_rank(self.tokens.seed, d.id) for d in batch), np.uint64, len(batch))
+                writer.write(batch, ids, self._tokenizer.bos_id, self._tokenizer.eos_id, ranks)
+                text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
+            rows, tokens = writer.documents, writer.tokens
+        return ShardResult(rows, {"tokens": tokens, "text_bytes": text_bytes})
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Order the documents. Memory: 24 bytes per document.
+        """Order the documents, on disk: memory does not depend on their number.
 
         Raises ConfigError if the splits have no document and ArtifactError if two documents have one key.
         """
-        ranks = _concatenate(folder, "ranks", records)
-        keys = _concatenate(folder, "keys", records)
-        if len(keys) == 0:
+        documents = sum(int(record["rows"]) for record in records)
+        if documents == 0:
             raise ConfigError(
                 f"no document of the splits {', '.join(self.tokens.splits)} is in the corpus; set ingest.split so that "
                 "each of query_splits gets some (its fractions, groups, files or field), or ingest more text"
             )
-        sorted_keys = np.sort(keys)
-        if bool((sorted_keys[1:] == sorted_keys[:-1]).any()):
-            raise ArtifactError(
-                f"{self.inputs['documents']}: two documents have one id; ids must be unique, ingest the corpus again"
-            )
-        np.save(out / ORDER_NAME, np.lexsort((keys, ranks)).astype(np.int64), allow_pickle=False)
+        self._check_keys(folder, out, records)
+        write_order(folder, records, out / ORDER_NAME)
         return {
-            "documents": len(keys),
+            "documents": documents,
             "tokens": sum(record["stats"]["tokens"] for record in records),
             "text_bytes": sum(record["stats"]["text_bytes"] for record in records),
             "dtype": self._dtype,
             "vocab_size": self._tokenizer.vocab_size,
             "bos_id": self._tokenizer.bos_id,
             "eos_id": self._tokenizer.eos_id,
+            "lossless": self._tokenizer.lossless,
         }
+
+    def _check_keys(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
+        """Documents are told apart by key everywhere, so two with one key must not pass."""
+        path = sort_runs([folder / f"keys-{r['name']}.npy" for r in records], out / ".keys.npy", np.uint64)
+        twice = next(find_repeats(path), None)
+        path.unlink()
+        if twice is not None:
+            raise ArtifactError(
+                f"{self.inputs['documents']}: two documents have one id; ids must be unique, ingest the corpus again"
+            )
 
     def summary(self, stats: dict[str, Any], rows: int) -> str:
         """For people."""
         per_token = stats["text_bytes"] / max(stats["tokens"], 1)
         splits = "+".join(self.tokens.splits)
-        return f"{splits}: {stats['tokens']:,} tokens of {rows:,} documents, {per_token:.2f} bytes per token"
+        line = f"{splits}: {stats['tokens']:,} tokens of {rows:,} documents, {per_token:.2f} bytes per token"
+        if stats["lossless"]:
+            return line
+        # What was normalised away is not in the tokens, so that bytes counted from tokens are not those of the text.
+        return f"{line}; the tokenizer is not lossless, so bits per byte will be approximate"
 
     def _batches(self, files: list[str]) -> Iterator[list[Document]]:
         batch: list[Document] = []
@@ -147,6 +145,23 @@ def order_rank(seed: int, document_id: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _concatenate(folder: Path, part: str, records: list[dict[str, Any]]) -> np.ndarray:
-    arrays = [np.load(folder / f"{part}-{record['name']}.npy", allow_pickle=False) for record in records]
-    return np.concatenate([np.zeros(0, np.uint64), *arrays])
+def write_order(folder: Path, records: list[dict[str, Any]], out: Path, memory_bytes: int = MEMORY_BYTES) -> None:
+    """Write the numbers of all documents by (rank, key), int64 [D], to `out`, from the ranks and keys of the shards."""
+
+    def runs() -> Iterator[np.ndarray]:
+        number = 0
+        for record in records:
+            ranks = NpyReader(folder / f"ranks-{record['name']}.npy", np.uint64)
+            keys = NpyReader(folder / f"keys-{record['name']}.npy", np.uint64)
+            for rank, key in zip(ranks.blocks(_BLOCK), keys.blocks(_BLOCK), strict=True):
+                places = np.empty(len(rank), _PLACE)
+                places["rank"], places["key"] = rank, key
+                places["number"] = np.arange(number, number + len(rank))
+                number += len(rank)
+                yield places
+
+    places = sort_runs(runs(), out.with_name(".places.npy"), _PLACE, memory_bytes)
+    with NpyWriter(out, np.int64) as order:
+        for block in NpyReader(places).blocks(_BLOCK):
+            order.append(block["number"])
+    places.unlink()

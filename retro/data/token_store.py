@@ -1,15 +1,18 @@
 """Tokens of documents, by memory map: artifact kind "tokens".
 
 Per shard: `tokens-00000.bin` raw little-endian uint16 (vocabulary below 65,536) or uint32; `offsets-00000.npy` int64
-[D + 1] relative to the shard; `keys-00000.npy` uint64 [D] document keys; `docs-00000.jsonl` {"id", "title", "source",
-"group"}. A document is [bos] text tokens [eos] and lies in one shard. Positions in the store count through all shards.
-Documents lie in the order of the documents artifact; `order.npy` int64 [D] is the seeded shuffle in which they are
-used: entry i is the number of the i-th document.
+[n + 1] relative to the shard; `keys-00000.npy` uint64 [n] document keys; `groups-00000.npy` uint64 [n] keys of the
+documents' groups, 0 = none; `docs-00000.jsonl` {"id", "title", "source", "group"} and `lines-00000.npy` int64 [n], the
+end of each of its lines. A document is [bos] text tokens [eos] and lies in one shard. Positions in the store count
+through all shards. Documents lie in the order of the documents artifact; `order.npy` int64 [D] is the seeded shuffle in
+which they are used: entry i is the number of the i-th document.
+
+Nothing is read as a whole: a store of any size opens with a few pages of each of its files. Every file stays mapped, so
+that a process's limit of maps (65,530 on Linux) bounds the number of shards to about ten thousand.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,27 +21,30 @@ import numpy as np
 
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
-from retro.data.document import document_key
-from retro.data.sharded_array import load_array
+from retro.data.document_table import DocumentOffsets, DocumentRecords, GroupKeys
+from retro.data.sharded_array import ShardedArray, allow_files, by_shard, load_array, open_sharded, read_bytes
 from retro.data.tokenizer import read_tokenizer_config
 
 TOKENS_KIND = "tokens"
 ORDER_NAME = "order.npy"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+# Entries that a check reads at once, and documents whose presence it notes at once.
+_BLOCK, _FLAGS = 1 << 20, 64 << 20
 
 
 class TokenStore:
     """Read-only view of a tokens artifact. Cheap to pickle: it travels as its path.
 
-    num_tokens, num_documents; document_offsets int64 [D + 1]; document_keys uint64 [D]; document_order int64 [D];
-    dtype of the stored tokens; vocab_size, bos_id, eos_id, pad_id; tokenizer_fingerprint; fingerprint.
+    num_tokens, num_documents; document_offsets int64 [D + 1] and document_keys uint64 [D], indexed like arrays
+    (np.asarray(...) reads them whole); dtype of the stored tokens; vocab_size, bos_id, eos_id, pad_id;
+    tokenizer_fingerprint; fingerprint; lossless: whether the tokenizer is (None: the artifact does not say).
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         manifest = open_manifest(self.folder, TOKENS_KIND)
         self.fingerprint = manifest.fingerprint
-        self._names = [str(shard["name"]) for shard in manifest.shards]
+        self._shards = manifest.shards
         try:
             self.tokenizer_fingerprint = str(manifest.inputs["tokenizer"]["fingerprint"])
             self.dtype = DTYPES[manifest.stats["dtype"]]
@@ -46,28 +52,18 @@ class TokenStore:
             self.bos_id, self.eos_id = int(manifest.stats["bos_id"]), int(manifest.stats["eos_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactCorruptError(f"{self.folder}: the manifest lacks {error}; make the tokens again") from None
-        offsets, keys, sizes = [np.zeros(1, np.int64)], [], [0]
-        self._tokens: list[np.ndarray] = []
-        for shard in manifest.shards:
-            path = self.folder / f"offsets-{shard['name']}.npy"
-            own = load_array(path, np.int64, (int(shard["rows"]) + 1,))
-            tokens = self._map_tokens(shard["name"])
-            if own[0] != 0 or own[-1] != len(tokens) or bool((np.diff(own) < 1).any()):
-                raise ArtifactCorruptError(
-                    f"{path}: expected rising offsets from 0 to {len(tokens)}, found {own[0]} to {own[-1]}; "
-                    "make the tokens again"
-                )
-            offsets.append(own[1:] + sum(sizes))
-            sizes.append(len(tokens))
-            keys.append(load_array(self.folder / f"keys-{shard['name']}.npy", np.uint64, (int(shard["rows"]),)))
-            self._tokens.append(tokens)
-        self.document_offsets = np.concatenate(offsets)
-        self.document_keys = np.concatenate([np.zeros(0, np.uint64), *keys])
-        self._starts = np.cumsum(sizes)
+        allow_files(4 * len(self._shards))
+        self._tokens = [self._map_tokens(shard["name"]) for shard in self._shards]
+        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
+        self._offsets = [
+            self._map_offsets(shard, len(tokens)) for shard, tokens in zip(self._shards, self._tokens, strict=True)
+        ]
+        self.document_offsets = DocumentOffsets(self._offsets, self._starts)
+        self.document_keys = open_sharded(self.folder, "keys", self._shards, np.uint64)
         self.num_tokens, self.num_documents = int(self._starts[-1]), len(self.document_keys)
-        self._first_document = np.cumsum([0] + [int(shard["rows"]) for shard in manifest.shards])
+        # Unknown for artifacts from before version 2 of the stage.
+        self.lossless: bool | None = manifest.stats.get("lossless")
         self._views: dict[tuple[int, int], np.ndarray] = {}
-        self._lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder,)
@@ -80,47 +76,79 @@ class TokenStore:
 
     @cached_property
     def document_order(self) -> np.ndarray:
-        """int64 [D]: the seeded shuffle of the documents."""
-        order = load_array(self.folder / ORDER_NAME, np.int64, (self.num_documents,))
-        if not np.array_equal(np.sort(order), np.arange(self.num_documents)):
-            raise ArtifactCorruptError(
-                f"{self.folder / ORDER_NAME}: expected every document once; make the tokens again"
-            )
-        return order
+        """int64 [D], by memory map: the seeded shuffle of the documents. `verify` tells whether it is one."""
+        return load_array(self.folder / ORDER_NAME, np.int64, (self.num_documents,), map_file=True)
 
     def document_record(self, document: int) -> dict[str, str]:
         """{"id", "title", "source", "group"} of a document. Raises IndexError for a number that there is not."""
-        if not 0 <= document < self.num_documents:
-            raise IndexError(f"document: expected 0 to {self.num_documents - 1}, found {document}")
-        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
-        data, ends = self._record_lines(shard)
-        row = document - int(self._first_document[shard])
-        line = data[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes()
-        try:
-            record: dict[str, str] = json.loads(line)
-            _ = record["id"], record["title"], record["source"], record["group"]
-        except (ValueError, KeyError, TypeError):
-            path = self.folder / f"docs-{self._names[shard]}.jsonl"
-            raise ArtifactCorruptError(f"{path}:{row + 1}: not a document record; make the tokens again") from None
-        return record
+        return self._records[document]
 
-    def group_keys(self) -> np.ndarray:
+    @cached_property
+    def _records(self) -> DocumentRecords:
+        return DocumentRecords(self.folder, self._shards)
+
+    def group_keys(self) -> GroupKeys:
         """uint64 [D]: key of every document's group (as `document_key`); equal keys = one group, in any store.
 
-        A document without a group is a group of its own: its document key.
+        A document without a group is a group of its own: its document key. Indexed like an array, by memory map;
+        artifacts from before version 2 of the stage keep no keys of groups, those are computed (8 bytes per document).
         """
-        groups = [self.document_record(document)["group"] for document in range(self.num_documents)]
-        keys = {group: document_key(group) for group in set(groups) if group}
-        own = zip(groups, self.document_keys.tolist(), strict=True)
-        return np.array([keys.get(group, key) for group, key in own], dtype=np.uint64)
+        return self._group_keys
+
+    @cached_property
+    def _group_keys(self) -> GroupKeys:
+        parts = []
+        for number, shard in enumerate(self._shards):
+            name = f"groups-{shard['name']}.npy"
+            if any(entry["name"] == name for entry in shard["files"]):
+                parts.append(load_array(self.folder / name, np.uint64, (int(shard["rows"]),), map_file=True))
+            else:
+                parts.append(self._records.groups(number))
+        return GroupKeys(ShardedArray(parts, np.uint64), self.document_keys)
+
+    def verify(self) -> None:
+        """Check what lies in the files, by blocks: offsets rise, every token is in the vocabulary, the order has every
+        document once. Memory: a few MB and at most 64 Mi flags. Raises ArtifactCorruptError."""
+        self.verify_offsets()
+        for shard, tokens in zip(self._shards, self._tokens, strict=True):
+            for first in range(0, len(tokens), _BLOCK):
+                highest = int(tokens[first : first + _BLOCK].max())
+                if highest >= self.vocab_size:
+                    raise ArtifactCorruptError(
+                        f"{self.folder}/tokens-{shard['name']}.bin: expected tokens below {self.vocab_size}, found "
+                        f"{highest}; make the tokens again"
+                    )
+        order = self.document_order
+        for low in range(0, self.num_documents, _FLAGS):
+            seen = np.zeros(min(_FLAGS, self.num_documents - low), dtype=bool)
+            for first in range(0, len(order), _BLOCK):
+                block = order[first : first + _BLOCK]
+                seen[block[(block >= low) & (block < low + len(seen))] - low] = True
+            if not seen.all():  # as many entries as documents, so each is there once or one is not there
+                raise self._no_order()
+
+    def verify_offsets(self) -> None:
+        """Check by blocks that the offsets of the documents rise. Raises ArtifactCorruptError."""
+        for shard, offsets in zip(self._shards, self._offsets, strict=True):
+            for first in range(0, len(offsets), _BLOCK):
+                if bool((np.diff(offsets[first : first + _BLOCK + 1]) < 1).any()):
+                    raise self._no_offsets(shard, offsets)
+
+    def read_order(self, start: int, stop: int) -> np.ndarray:
+        """int64: numbers of the documents in places start..stop-1 of the order of use. Raises ArtifactCorruptError."""
+        documents = np.array(self.document_order[start:stop])
+        if documents.size and not 0 <= int(documents.min()) <= int(documents.max()) < self.num_documents:
+            raise self._no_order()
+        return documents
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens of positions start..stop-1 (a copy, in the stored type). Raises IndexError outside the store."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens: expected a range within 0 to {self.num_tokens}, found {start} to {stop}")
+        first, last = np.searchsorted(self._starts, [start, max(stop - 1, start)], side="right") - 1
         parts = [
-            tokens[max(start - int(first), 0) : max(stop - int(first), 0)]
-            for first, tokens in zip(self._starts, self._tokens, strict=False)
+            self._tokens[i][max(start - int(self._starts[i]), 0) : max(stop - int(self._starts[i]), 0)]
+            for i in range(int(first), min(int(last) + 1, len(self._tokens)))
         ]
         return np.concatenate([np.zeros(0, self.dtype), *parts])
 
@@ -137,13 +165,13 @@ class TokenStore:
             raise IndexError(f"starts: expected 0 to {self.num_tokens - 1}, found {starts.min()} to {starts.max()}")
         if len(self._tokens) == 1:
             return self._gather_shard(0, starts, length)
-        # A slice per row: with many shards there are few rows in each, and indexing operations do not pay.
         out = np.zeros((len(starts), length), self.dtype)
-        shards = np.searchsorted(self._starts, starts, side="right") - 1
-        local = starts - self._starts[shards]
-        for row, shard, start in zip(out, shards.tolist(), local.tolist(), strict=True):
-            run = self._tokens[shard][start : start + length]
-            row[: len(run)] = run
+        for where, shard, local in by_shard(self._starts, starts):
+            if isinstance(where, int):  # a slice: with few rows in each shard indexing operations do not pay
+                run = self._tokens[shard][local : local + length]
+                out[where, : len(run)] = run
+            else:
+                out[where] = self._gather_shard(shard, local, length)
         return out
 
     def _gather_shard(self, shard: int, starts: np.ndarray, length: int) -> np.ndarray:
@@ -169,34 +197,31 @@ class TokenStore:
 
     def _map_tokens(self, name: str) -> np.ndarray:
         path = self.folder / f"tokens-{name}.bin"
-        size = _size(path)
-        if size % self.dtype.itemsize:
-            raise ArtifactCorruptError(f"{path}: {size} bytes are no whole number of {self.dtype.name}; restore it")
-        if size == 0:  # nothing can be mapped
-            return np.zeros(0, self.dtype)
-        # Plain arrays: the subclass of memory maps costs more per operation than the operation.
-        return np.asarray(np.memmap(path, dtype=self.dtype, mode="r"))
+        data = read_bytes(path)
+        if len(data) % self.dtype.itemsize:
+            raise ArtifactCorruptError(
+                f"{path}: {len(data)} bytes are no whole number of {self.dtype.name}; restore it"
+            )
+        return data.view(self.dtype)
 
-    def _record_lines(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """(bytes of the shard's records, end of each line); read when first asked for."""
-        if shard not in self._lines:
-            path = self.folder / f"docs-{self._names[shard]}.jsonl"
-            data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r")) if _size(path) else np.zeros(0, np.uint8)
-            ends = np.flatnonzero(data == ord("\n")) + 1
-            expected = int(self._first_document[shard + 1] - self._first_document[shard])
-            if len(ends) != expected:
-                raise ArtifactCorruptError(f"{path}: expected {expected} lines, found {len(ends)}; restore it")
-            self._lines[shard] = (data, ends)
-        return self._lines[shard]
+    def _map_offsets(self, shard: dict[str, Any], tokens: int) -> np.ndarray:
+        """Only the ends are looked at: `verify_offsets` reads the rest."""
+        path = self.folder / f"offsets-{shard['name']}.npy"
+        offsets = load_array(path, np.int64, (int(shard["rows"]) + 1,), map_file=True)
+        if offsets[0] != 0 or offsets[-1] != tokens:
+            raise self._no_offsets(shard, offsets)
+        return offsets
+
+    def _no_offsets(self, shard: dict[str, Any], offsets: np.ndarray) -> ArtifactCorruptError:
+        return ArtifactCorruptError(
+            f"{self.folder}/offsets-{shard['name']}.npy: expected rising offsets from 0 to the number of the shard's "
+            f"tokens, found others (ends: {offsets[0]}, {offsets[-1]}); make the tokens again"
+        )
+
+    def _no_order(self) -> ArtifactCorruptError:
+        return ArtifactCorruptError(f"{self.folder / ORDER_NAME}: expected every document once; make the tokens again")
 
 
 def open_token_store(folder: str | Path) -> TokenStore:
     """The tokens of a finished artifact. Raises ArtifactError subclasses where the folder does not hold them."""
     return TokenStore(folder)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        raise ArtifactCorruptError(f"{path}: missing; restore it or make the folder again") from None

@@ -4,7 +4,8 @@ FOLDER gets tokenizer, tokens and chunks as the stages of the checked-out versio
 is in them, told without the stores. tests/data/test_golden_stores.py opens every such folder, so that artifacts of
 older versions stay readable. Made once for each version of the format:
 
-* token_stores_1: version 1 of the stages tokenize and chunk (no groups-*.npy).
+* token_stores_1: version 1 of the stages tokenize and chunk (no groups-*.npy, lines-*.npy, lookup_*.npy).
+* token_stores_2: version 2 of both.
 """
 
 from __future__ import annotations
@@ -60,11 +61,15 @@ def write_documents(folder: Path) -> Path:
     return folder
 
 
-def make(root: Path) -> dict[str, Path]:
-    """Folders "tokenizer", "tokens" and "chunks" below `root`, of several shards each."""
+def make(root: Path, tokenizer: Path | None = None) -> dict[str, Path]:
+    """Folders "tokenizer", "tokens" and "chunks" below `root`, of several shards each.
+
+    tokenizer: below `root` too; trained if not given (another version of sentencepiece may train another one).
+    """
     source = write_documents(root / "documents")
     train = SentencePieceConfig(vocab_size=310, max_characters=400)
-    tokenizer = run_stage(TokenizerStage(TokenizerConfig(train=train), source), root, progress=False)
+    if tokenizer is None:
+        tokenizer = run_stage(TokenizerStage(TokenizerConfig(train=train), source), root, progress=False)
     tokens = run_stage(TokenizeStage(TokensConfig(shard_bytes=1), source, tokenizer), root, progress=False)
     chunks = run_stage(ChunkStage(ChunkConfig(CHUNK_LENGTH, shard_documents=4), tokens), root, progress=False)
     return {"tokenizer": tokenizer, "tokens": tokens, "chunks": chunks}
