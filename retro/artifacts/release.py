@@ -107,24 +107,41 @@ def release_fingerprint(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(strip(content)).encode()).hexdigest()[:16]
 
 
+def release_file(path: str | Path) -> Path:
+    """The release file itself, where the folder that holds it may be named instead. Raises ArtifactMissingError."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "release.json"
+    if not path.is_file():
+        raise ArtifactMissingError(f"{path}: release not found; make it with `retro prep run CONFIG.yaml`")
+    return path
+
+
+def read_release(path: str | Path) -> dict[str, Any]:
+    """The content of a release file, its format and fingerprint checked, its members not looked at."""
+    path = release_file(path)
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise ArtifactMismatchError(f"{path}: expected release format {FORMAT}, found {content['format']}")
+        expected = str(content["fingerprint"])
+        if release_fingerprint(content) != expected:
+            raise ArtifactCorruptError(f"{path}: members do not match the fingerprint {expected}; make it again")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from None
+    return content
+
+
 def open_release(path: str | Path) -> Release:
     """Open a release file (or the folder that holds release.json) and check every member's manifest and fingerprint.
 
     Raises ArtifactMissingError, ArtifactCorruptError (not readable, or edited) or ArtifactMismatchError (a member was
     replaced by another).
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "release.json"
-    if not path.is_file():
-        raise ArtifactMissingError(f"{path}: release not found; make it with `retro prep run CONFIG.yaml`")
+    content = read_release(path)
+    path = release_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            raise ArtifactMismatchError(f"{path}: expected release format {FORMAT}, found {content['format']}")
         expected = str(content["fingerprint"])
-        if release_fingerprint(content) != expected:
-            raise ArtifactCorruptError(f"{path}: members do not match the fingerprint {expected}; make it again")
         folder = path.resolve().parent
         database = content["database"]
         return Release(
@@ -148,9 +165,13 @@ def open_release(path: str | Path) -> Release:
             },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactCorruptError(
-            f"{path}: not a readable release ({type(error).__name__}: {error}); make it again with `retro prep run`"
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactCorruptError:
+    return ArtifactCorruptError(
+        f"{path}: not a readable release ({type(error).__name__}: {error}); make it again with `retro prep run`"
+    )
 
 
 def _optional(path: Path, folder: Path, entry: dict[str, str] | None, what: str) -> Path | None:
