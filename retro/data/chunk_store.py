@@ -108,7 +108,7 @@ class ChunkStore:
         place[order] = np.searchsorted(known, keys[order])
         there = place < len(known)
         there[there] = known[place[there]] == keys[there]
-        there &= (offsets >= 0) & (offsets % self.chunk_length == 0)
+        there &= (offsets >= 0) & (offsets < self.tokens.num_tokens) & (offsets % self.chunk_length == 0)
         chunks = first[place[there]] + offsets[there] // self.chunk_length
         if chunks.size and int(chunks.min()) < 0:
             raise self._corrupt("lookup_")
