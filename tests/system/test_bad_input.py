@@ -209,7 +209,7 @@ def config_with(content: bytes | None):
 
 
 def folder_as_config(files: Files) -> str:
-    return str(files.prep)
+    return str(files.root)
 
 
 BAD_CONFIGS: dict[str, tuple[Callable[[Files], str], str]] = {

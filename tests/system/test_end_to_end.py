@@ -50,13 +50,15 @@ def test_preparation_gives_a_release_whose_neighbors_mean_something(place):
 def test_prep_status_explain_verify_show(place, capsys):
     config = str(place.prep_config)
     assert main(["prep", "status", config]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 12 and all(" done " in line for line in lines)
+    *lines, disk = capsys.readouterr().out.splitlines()
+    assert sum(" done " in line for line in lines) >= 12 and "resumable" not in str(lines)
+    assert re.fullmatch(r"disk: \S+ .B used below .*, \S+ .B free", disk)
     assert main(["prep", "explain", config, "chunk.chunk_length=32"]) == 0
     explained = capsys.readouterr().out
-    assert "chunk_length: 16, here 32" in explained and "waiting for their inputs" in explained
+    assert "config chunk_length 32 / 16" in explained and "waiting for their inputs" in explained
     assert main(["prep", "verify", config, "--fraction", "1"]) == 0
-    assert all(line.endswith(": ok") for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 12 and all(": ok (" in line and " made again)" in line for line in lines)
     assert main(["prep", "show", config, "--count", "2", "--neighbors", "2"]) == 0
     assert "pkg." in capsys.readouterr().out
 

@@ -16,9 +16,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "exam
 #: Where each command hands over to its work; a command that gets there has read its command line and files.
 WORK = (
     "data_prep.pipeline.run",
-    "data_prep.inspection.status",
-    "data_prep.inspection.explain",
-    "data_prep.inspection.verify",
+    "data_prep.inspection.status.status",
+    "data_prep.inspection.explain.explain",
+    "data_prep.inspection.verify.verify",
     "data_prep.show.show",
     "retro.train.run.train",
     "retro.eval.runner.evaluate",

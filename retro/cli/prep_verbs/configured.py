@@ -8,9 +8,9 @@ from retro.config.loader import load_config
 from retro.config.preparation import PrepConfig
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, text: str = "YAML file, e.g. configs/prep/demo.yaml") -> None:
     """The configuration file and its overrides, as the last arguments."""
-    parser.add_argument("config", help="YAML file, e.g. configs/prep/demo.yaml")
+    parser.add_argument("config", help=text)
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="override fields of the file")
 
 

@@ -1,0 +1,19 @@
+"""Further lines about a finished artifact, from the figures of its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retro.retrieval.searcher import INDEX_KIND
+
+
+def figures(kind: str, stats: dict[str, Any]) -> list[str]:
+    """Lines for people; [] for kinds whose one line says it all."""
+    found = []
+    if kind == INDEX_KIND:
+        recall = stats.get("recall")
+        if isinstance(recall, (int, float)) and "recall_at" in stats:
+            found.append(f"recall@{stats['recall_at']} {recall:.3f} on {stats.get('recall_queries', '?')} queries")
+        if isinstance(stats.get("reason"), str):
+            found.append(f"chosen by auto: {stats['reason']}")
+    return found
