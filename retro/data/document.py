@@ -66,10 +66,19 @@ def iter_documents(folder: str | Path) -> Iterator[Document]:
         yield from read_documents(path)
 
 
-def read_documents(path: str | Path) -> Iterator[Document]:
-    """Documents of one file, streamed. Raises ArtifactCorruptError for anything that `DocumentWriter` did not write."""
+def read_documents(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+    """Documents of one file, streamed. Raises ArtifactCorruptError for anything that `DocumentWriter` did not write.
+
+    start, stop: only the lines that begin at these bytes of the uncompressed file, so that ranges that meet give every
+    document once (stop None: to the end). What lies before is unpacked and not parsed.
+    """
+    position = 0
     for number, line in enumerate(_lines(path), start=1):
-        yield _parse(line, f"{path}:{number}")
+        if stop is not None and position >= stop:
+            return
+        if position >= start:
+            yield _parse(line, f"{path}:{number}")
+        position += len(line) + 1
 
 
 def _lines(path: str | Path) -> Iterator[bytes]:
