@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from data_prep.chunk import ChunkStage
 from data_prep.deduplicate import DeduplicateStage
 from data_prep.docs_questions import DocsQuestionsStage
 from data_prep.embed import EmbedStage, FitEmbedderStage
+from data_prep.execution.devices import usable_cores
 from data_prep.find_neighbors import FindNeighborsStage
 from data_prep.ingest import IngestStage
 from data_prep.question_sequences import QuestionSequencesStage
@@ -104,13 +104,8 @@ def token_sets(config: PrepConfig) -> list[tuple[str, ...]]:
 
 
 def workers(config: PrepConfig) -> int:
-    """Worker processes asked for."""
-    if config.workers:
-        return config.workers
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    """Shards to be run at a time; 0 = what a Ray cluster has room for."""
+    return config.workers or (0 if config.executor.type == "ray" else usable_cores())
 
 
 def iter_folders(config: PrepConfig) -> Iterator[tuple[Step, Stage, Path]]:
@@ -125,9 +120,13 @@ def iter_folders(config: PrepConfig) -> Iterator[tuple[Step, Stage, Path]]:
         done[step.name] = folder
 
 
-def run(config: PrepConfig, progress: bool = True) -> Path:
-    """Carry out every step that is not finished and write the release; returns the path of release.json."""
-    executor = Executor(workers=workers(config))
+def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1) -> Path:
+    """Carry out every step that is not finished and write the release; returns the path of release.json.
+
+    Any number of processes may run one configuration at the same time in the same root: they share the shards. With
+    `rank` of `world` each begins with others. Ended early in any way and started again it ends in the same bytes.
+    """
+    executor = Executor(workers(config), config.executor, rank, world)
     root = Path(config.root)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,11 @@ class Stage(ABC):
         self.config = config
         self.inputs = {name: Path(path) for name, path in inputs.items()}
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that one worker uses: it is given its own as far as there are enough. Decides where, never what."""
+        return 0
+
     @abstractmethod
     def plan(self) -> list[Shard]:
         """The shards, in order; a pure function of config and inputs."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from retro.config.errors import ConfigError
 from retro.config.evaluation import QuestionsConfig, QuestionSequencesConfig
+from retro.config.execution import ExecutorConfig
 from retro.config.prep import SPLIT_NAMES, DeduplicateConfig, IngestConfig
 from retro.config.prep_embed import EmbedConfig
 from retro.config.prep_index import IndexConfig
@@ -17,14 +18,16 @@ from retro.config.prep_tokens import ChunkConfig, TokenizerConfig
 class PrepConfig:
     """`retro prep run CONFIG.yaml` (configs/prep/).
 
-    root: folder of the artifacts; workers: processes, 0 = one per core (speed only); database_splits: splits whose
-    chunks may be retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or
-    evaluated on); token_order_seed: of the shuffled document order; embed: null unless the index is over vectors;
-    questions: a question set made from the same documentation (null: none).
+    root: folder of the artifacts; workers: shards at a time, 0 = one per core (of this machine; with executor.type=ray
+    of the cluster) and executor: where they run, both of speed only; database_splits: splits whose chunks may be
+    retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or evaluated
+    on); token_order_seed: of the shuffled document order; embed: null unless the index is over vectors; questions: a
+    question set made from the same documentation (null: none).
     """
 
     root: str
     workers: int = 0
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     deduplicate: DeduplicateConfig | None = field(default_factory=DeduplicateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
