@@ -20,7 +20,7 @@ from data_prep.runner import FINISH_RECORD, RECORDS
 from data_prep.stage import Stage
 from retro.artifacts.fingerprint import fingerprint, sha256_file
 from retro.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest
-from retro.config.errors import RetroError
+from retro.config.errors import ArtifactMissingError, RetroError
 
 #: Artifacts up to so many bytes are read in full whatever the fraction: it takes seconds.
 FULL_BELOW = 1 << 30
@@ -59,8 +59,11 @@ class Checked:
     shards: int = 0
 
 
-def check_files(checked: Checked, sampling: Sampling, remedy: str, meter: Meter = _uncounted) -> Manifest | None:
-    """Manifest, records, sizes of all files, checksums, content. remedy: what to do about a damaged file.
+def check_files(
+    checked: Checked, sampling: Sampling, remedy: str, meter: Meter = _uncounted, inputs_required: bool = True
+) -> Manifest | None:
+    """Manifest, records, sizes of all files, checksums, content. remedy: what to do about a damaged file;
+    inputs_required: whether the folders that it was made from must be there.
 
     Returns the manifest if it is readable, None otherwise. `meter` is called with every number of bytes read.
     """
@@ -71,6 +74,7 @@ def check_files(checked: Checked, sampling: Sampling, remedy: str, meter: Meter 
         checked.problems.append(str(error))
         return None
     checked.problems += _check_identity(folder, manifest, remedy)
+    checked.problems += _check_inputs(folder, manifest, remedy, inputs_required)
     checked.problems += _check_records(folder, manifest, remedy)
     before = len(checked.problems)
     sound = _check_sizes(checked, manifest, remedy)
@@ -160,6 +164,23 @@ def _check_identity(folder: Path, manifest: Manifest, remedy: str) -> list[str]:
     return []
 
 
+def _check_inputs(folder: Path, manifest: Manifest, remedy: str, required: bool) -> list[str]:
+    """The inputs lie where the manifest says and are the recorded ones. One that cannot be read has its own check."""
+    found = []
+    for name, entry in manifest.inputs.items():
+        path = Path(os.path.normpath(folder.resolve() / entry["path"]))
+        try:
+            there = read_manifest(path).fingerprint
+        except ArtifactMissingError:
+            there = "nothing" if required else entry["fingerprint"]
+        except RetroError:
+            continue
+        if there != entry["fingerprint"]:
+            expected = f"{entry['kind']} {entry['fingerprint']} at {path}"
+            found.append(f"{folder / MANIFEST_NAME}: input {name}: expected {expected}, found {there}; {remedy}")
+    return found
+
+
 def _check_records(folder: Path, manifest: Manifest, remedy: str) -> list[str]:
     """The manifest repeats the records of the shards; where these are there, they must agree."""
     closing = {"name": FINISH_RECORD, "rows": 0, "files": manifest.files, "stats": manifest.stats}
@@ -194,7 +215,8 @@ def _check_sizes(checked: Checked, manifest: Manifest, remedy: str) -> set[str]:
             checked.problems.append(f"{path}: expected {entry['bytes']} bytes, found {found}; {remedy}")
     known = {entry["name"] for entry in manifest.all_files()} | {MANIFEST_NAME, RECORDS}
     with os.scandir(checked.folder) as entries:
-        strange = sorted(entry.name for entry in entries if entry.name not in known)
+        # Hidden names are those of runs at work.
+        strange = sorted(e.name for e in entries if e.name not in known and not e.name.startswith("."))
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         checked.notes.append(f"{checked.folder}: not of the artifact: {', '.join(strange[:3])}{more}")

@@ -45,6 +45,10 @@ def check_content(folder: Path, manifest: Manifest) -> list[str]:
                 open_question_sequences(folder, split)
     except RetroError as error:
         return [str(error)]
+    except (OSError, ValueError, LookupError, TypeError) as error:  # readers of what another artifact's damage broke
+        return [
+            f"{folder}: cannot be read as {manifest.kind} ({type(error).__name__}: {error}); check its inputs first"
+        ]
     return []
 
 

@@ -43,6 +43,7 @@ def verify(config: PrepConfig, sampling: Sampling, progress: bool = False) -> It
     finished is a problem, and so is a configuration error that only shows when a stage is built.
     """
     checked: list[Path] = []
+    bad: set[Path] = set()
     last: Step | None = None
     try:
         for step, stage, folder in iter_folders(config):
@@ -51,7 +52,11 @@ def verify(config: PrepConfig, sampling: Sampling, progress: bool = False) -> It
                 yield Checked(step.name, folder, [f"{folder}: not finished; `retro prep run` continues it"])
                 return
             checked.append(folder)
-            yield _check_step(step.name, stage, folder, sampling, progress)
+            wrong = [path for path in stage.inputs.values() if path in bad]
+            found = _check_step(step.name, stage, folder, sampling, progress, wrong)
+            if found.problems or wrong:
+                bad.add(folder)
+            yield found
     except RetroError as error:
         names = [step.name for step in steps(config)]
         follows = names[0] if last is None else names[names.index(last.name) + 1]
@@ -88,7 +93,7 @@ def verify_release(path: str | Path, sampling: Sampling, progress: bool = False)
             continue
         if not required and not folder.is_dir():
             continue  # what a member was made from need not travel with it
-        found = _check_folder(label, folder, sampling, _RESTORE, progress)
+        found = _check_folder(label, folder, sampling, _RESTORE, progress, inputs_required=False)
         try:
             manifest = read_manifest(folder, entry["kind"])
         except RetroError as error:
@@ -124,12 +129,19 @@ def release_file(path: str | Path) -> Path:
     return path / RELEASE_NAME if path.is_dir() else path
 
 
-def _check_step(name: str, stage: Stage, folder: Path, sampling: Sampling, progress: bool) -> Checked:
+def _check_step(
+    name: str, stage: Stage, folder: Path, sampling: Sampling, progress: bool, wrong: list[Path]
+) -> Checked:
+    """wrong: inputs with problems of their own; what was made from them would not come out the same again."""
     found = _check_folder(name, folder, sampling, _REMAKE, progress)
+    if wrong:
+        found.notes.append(f"{folder}: not made again, because of the problems of {wrong[0].name}")
     try:
         manifest = read_manifest(folder, stage.kind)
         if manifest.fingerprint != stage.fingerprint():
             found.problems.append(_mismatch(name, folder, stage.fingerprint(), manifest.fingerprint))
+            return found
+        if wrong:
             return found
         total = len(chosen_shards(manifest, sampling)) + (sampling.fraction >= 1)
         meter = Meter(f"{name}: made again", total, "shards", progress)
@@ -142,10 +154,14 @@ def _check_step(name: str, stage: Stage, folder: Path, sampling: Sampling, progr
             found.problems.append(str(error))
     except OSError as error:
         found.problems.append(f"{folder}: could not be made again ({error}); free the cause (TMPDIR says where)")
+    except Exception as error:  # whatever a stage raises about an edited manifest must not end the check of the others
+        found.problems.append(f"{folder}: could not be made again ({type(error).__name__}: {error}); {_REMAKE}")
     return found
 
 
-def _check_folder(name: str, folder: Path, sampling: Sampling, remedy: str, progress: bool) -> Checked:
+def _check_folder(
+    name: str, folder: Path, sampling: Sampling, remedy: str, progress: bool, inputs_required: bool = True
+) -> Checked:
     found = Checked(name, folder)
     try:
         total = bytes_to_read(read_manifest(folder), sampling)
@@ -153,7 +169,7 @@ def _check_folder(name: str, folder: Path, sampling: Sampling, remedy: str, prog
         total = 0  # check_files says what is wrong
     meter = Meter(f"{name}: checksums", total, "B", progress)
     try:
-        check_files(found, sampling, remedy, meter.advance)
+        check_files(found, sampling, remedy, meter.advance, inputs_required)
     finally:
         meter.close()
     return found
