@@ -24,7 +24,7 @@ from retro.data.questions import (
     open_questions,
     write_questions,
 )
-from retro.data.tokenizer import Tokenizer
+from retro.data.tokenizer import Tokenizer, open_tokenizer
 from retro.retrieval.chunk_text import CHUNKS_KIND, open_chunk_tokenizer
 from retro.retrieval.retriever import Retriever
 from retro.retrieval.searcher import open_searcher, searched_chunks
@@ -53,12 +53,17 @@ class QuestionSequencesStage(Stage):
         searcher: Path,
         reranker: Path | None = None,
         device: str = "auto",
+        tokenizer: Path | None = None,
     ) -> None:
+        """tokenizer: None = the database's own; another artifact of the same content, whose fingerprint the layout then
+        names (a release whose database was prepared elsewhere)."""
         if (config.rerank == "bm25") != (reranker is not None):
             raise ConfigError("rerank: bm25 needs a BM25 index of the database, and rerank: none takes none")
         inputs = {"questions": questions, "database": database, "searcher": searcher}
         if reranker is not None:
             inputs["reranker"] = reranker
+        if tokenizer is not None:
+            inputs["tokenizer"] = tokenizer
         super().__init__(to_dict(config), inputs)
         self.layout, self._device = config, device
         expected = open_manifest(database, CHUNKS_KIND).fingerprint
@@ -77,6 +82,8 @@ class QuestionSequencesStage(Stage):
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
+        if "tokenizer" in self.inputs:
+            return open_tokenizer(self.inputs["tokenizer"])
         return open_chunk_tokenizer(self.inputs["database"])
 
     @cached_property

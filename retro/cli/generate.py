@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Continue a prompt with the newest checkpoint of a run, retrieving at the end of every chunk; prints the text, and for
 each chunk which documents its evidence came from. key=value: checkpoint, prompt or prompt_file, max_new_tokens,
-temperature, top_k, top_p, seed, retrieval (on, off), num_neighbors, release, device, precision.
+temperature, top_k, top_p, seed, retrieval (on, off), num_neighbors, release, database (another release.json, whose
+database is retrieved from), device, precision.
 """
 _SNIPPET = 90
 _RAW = ("prompt", "prompt_file")
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lm, _ = open_language_model(
         config.checkpoint,
         release=config.release,
+        database=config.database,
         num_neighbors=config.num_neighbors,
         retrieval=config.retrieval == "on",
         device=config.device,

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     release = open_release(config.release)
     tokenizer = open_tokenizer(release.tokenizer)
-    retriever = open_retriever(release, config.device)
+    other = None if config.database is None else open_release(config.database)
+    retriever = open_retriever(release, config.device, other)
     query = np.array(tokenizer.encode(config.query), dtype=np.int64)
     ids, distances = retriever.retrieve([query], config.k)
     found = describe_neighbors(retriever.database, ids[0], distances[0])

@@ -37,7 +37,8 @@ class EvalConfig:
     r(C) looks at (Borgeaud et al. 2022, section 2.6); samples: test chunks written for the report's reader.
     docs_qa only: questions: folder of a question_sequences artifact, or its name in the release (None = the release has
     exactly one); max_questions: the first so many, which lie in a seeded random order (None = all);
-    max_answer_tokens: longest answer that is decoded.
+    max_answer_tokens: longest answer that is decoded; database: another release.json, whose database the questions are
+    asked with instead of the one that their stored neighbors are in (same tokenizer and chunk length; searched live).
     """
 
     checkpoint: str
@@ -45,6 +46,7 @@ class EvalConfig:
     name: str | None = None
     output: str | None = None
     release: str | None = None
+    database: str | None = None
     modes: tuple[Mode, ...] = ("on", "off", "shuffled")
     num_neighbors: int | None = None
     sequence_length: int | None = None
@@ -69,6 +71,11 @@ class EvalConfig:
         _require(self.checkpoint != "", "checkpoint is required: a run folder or a checkpoint folder")
         _require(len(self.modes) > 0, "modes: expected at least one of on, off, shuffled")
         _require(len(set(self.modes)) == len(self.modes), f"modes: expected each once, found {list(self.modes)}")
+        _require(
+            self.database is None or self.task == "docs_qa",
+            "database: perplexity reads stored neighbors, which are of one database; make those of another with `retro "
+            "prep swap --queries RELEASE --database OTHER --out FOLDER` and give release=FOLDER/release.json",
+        )
         foreign = _DOCS_QA_FIELDS if self.task == "perplexity" else _PERPLEXITY_FIELDS
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in foreign:
@@ -90,7 +97,7 @@ class EvalConfig:
 
 
 _PERPLEXITY_FIELDS = ("split", "max_sequences", "overlap_neighbors", "samples")
-_DOCS_QA_FIELDS = ("questions", "max_questions", "max_answer_tokens")
+_DOCS_QA_FIELDS = ("questions", "database", "max_questions", "max_answer_tokens")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ class GenerateConfig:
     """Continue a prompt.
 
     checkpoint, release, num_neighbors, device, precision: as in EvalConfig; exactly one of prompt and prompt_file;
-    retrieval: "off" leaves cross-attention out. temperature, top_k, top_p, seed: as in SamplingConfig.
+    database: another release.json, whose database is retrieved from instead of the release's own (same tokenizer and
+    chunk length); retrieval: "off" leaves cross-attention out. temperature, top_k, top_p, seed: as in SamplingConfig.
     """
 
     checkpoint: str
@@ -131,6 +139,7 @@ class GenerateConfig:
     retrieval: Literal["on", "off"] = "on"
     num_neighbors: int | None = None
     release: str | None = None
+    database: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -150,9 +159,13 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search the database of a release. k: chunks shown; device: of a transformer embedder."""
+    """Search the database of a release. k: chunks shown; device: of a transformer embedder.
+
+    database: another release.json, whose database is searched with the tokenizer and the settings of the release.
+    """
 
     release: str
+    database: str | None = None
     query: str = ""
     k: int = 5
     device: str = "auto"

@@ -11,6 +11,7 @@ from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.data.batch import RetroBatch
 from retro.data.chunk_store import ChunkStore
 from retro.data.neighbor_table import NeighborTable, same_document
+from retro.data.release_match import check_same_tokens
 
 Retrieval = Literal["on", "off", "shuffled"]
 
@@ -83,12 +84,7 @@ class RetroDataset:
                 f"retrieval {self.retrieval!r} needs a database and a neighbor table, and this split has none; "
                 "run find_neighbors for it, or set retrieval to 'off'"
             )
-        if self.database.tokens.tokenizer_fingerprint != self.queries.tokens.tokenizer_fingerprint:
-            raise ArtifactMismatchError(
-                f"{self.database.folder}: expected tokens of tokenizer {self.queries.tokens.tokenizer_fingerprint}, as "
-                f"the queries have, found {self.database.tokens.tokenizer_fingerprint}; "
-                "tokenize both with one tokenizer"
-            )
+        check_same_tokens(self.queries.tokens, self.database.tokens)
         made_for = self.neighbors.sequence_chunks
         if made_for is not None and made_for != self.sequence_chunks:
             raise ArtifactMismatchError(

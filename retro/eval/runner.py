@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Path:
     if config.task == "perplexity":
         task = _perplexity(config, checkpoint, release, tokenizer, modes, num_neighbors)
     else:
-        task = _docs_qa(config, release, tokenizer, modes, num_neighbors)
+        task = _docs_qa(config, checkpoint, release, tokenizer, modes, num_neighbors)
     if task.num_units == 0:
         raise ConfigError(f"{config.task}: nothing to evaluate, the material has no {task.unit}")
     language_model = _language_model(config, checkpoint, tokenizer, model, num_neighbors, task)
@@ -176,7 +176,12 @@ def _perplexity(
 
 
 def _docs_qa(
-    config: EvalConfig, release: Release, tokenizer: Tokenizer, modes: tuple[Mode, ...], num_neighbors: int
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+    release: Release,
+    tokenizer: Tokenizer,
+    modes: tuple[Mode, ...],
+    num_neighbors: int,
 ) -> DocsQaTask:
     folder = _questions_folder(config, release)
     test = open_question_sequences(folder, "test")
@@ -186,6 +191,14 @@ def _docs_qa(
             "prepare them with the release of this run"
         )
     database = open_chunk_store(question_database(folder))
+    if config.database is not None:
+        from retro.inference.live_questions import ask_database
+
+        other = open_release(config.database)
+        if not set(modes) - {"off"}:
+            raise ConfigError(f"database: {checkpoint.folder} is asked without retrieval; remove it")
+        test = ask_database(folder, test, release, other, tokenizer, config.device)
+        database = open_chunk_store(other.database_chunks)
     datasets: dict[str, QuestionDataset] = {
         mode: QuestionDataset(test, database, max(num_neighbors, 1), tokenizer.pad_id, retrieval=mode, seed=config.seed)
         for mode in modes

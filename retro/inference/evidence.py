@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ConfigError
 from retro.data.chunk_store import ChunkStore, open_chunk_store
+from retro.data.release_match import check_database
 from retro.data.tokenizer import Tokenizer
 from retro.inference.language_model import Retrieved
 from retro.retrieval.retriever import Retriever
@@ -19,13 +21,19 @@ if TYPE_CHECKING:
     from retro.retrieval.bm25 import BM25Searcher
 
 
-def open_retriever(release: Release, device: str = "auto") -> Retriever:
+def open_retriever(release: Release, device: str = "auto", database: Release | None = None) -> Retriever:
     """The retriever of a release: its searcher, and candidates, reranking and overlap limit as in its neighbor tables.
 
-    device: of a transformer embedder. Raises ConfigError if the release was prepared without a searcher.
+    device: of a transformer embedder. database: another release whose database and searcher serve instead; its chunks
+    must be of the same tokenizer and length (ArtifactMismatchError). Raises ConfigError if the one that serves was
+    prepared without a searcher, or without a BM25 index where the release reranks with one.
     """
-    if release.searcher is None:
-        raise ConfigError(f"{release.path}: was prepared without a searcher; prepare it with one, or set retrieval=off")
+    served = release
+    if database is not None:
+        check_database(release, database)
+        served = database
+    if served.searcher is None:
+        raise ConfigError(f"{served.path}: was prepared without a searcher; prepare it with one, or set retrieval=off")
     options: dict[str, Any] = {}
     table = next((split.neighbors for _, split in sorted(release.splits.items()) if split.neighbors), None)
     if table is not None:
@@ -34,10 +42,24 @@ def open_retriever(release: Release, device: str = "auto") -> Retriever:
         if manifest.config["rerank"] == "bm25":
             from retro.retrieval.bm25 import BM25Searcher
 
-            reranker: BM25Searcher = BM25Searcher(input_path(table, manifest, "reranker"))
+            reranker: BM25Searcher = BM25Searcher(find_reranker(served))
             options["reranker"] = reranker
-    searcher = open_searcher(release.searcher, device)
-    return Retriever(searcher, open_chunk_store(release.database_chunks), **options)
+    searcher = open_searcher(served.searcher, device)
+    return Retriever(searcher, open_chunk_store(served.database_chunks), **options)
+
+
+def find_reranker(release: Release) -> Path:
+    """The BM25 index of the release's database: what its tables were reranked with, or its searcher."""
+    for folder in [split.neighbors for _, split in sorted(release.splits.items()) if split.neighbors is not None]:
+        manifest = open_manifest(folder)
+        if "reranker" in manifest.inputs:
+            return input_path(folder, manifest, "reranker")
+    if release.searcher is not None and open_manifest(release.searcher).config.get("kind") == "bm25":
+        return release.searcher
+    raise ConfigError(
+        f"{release.path}: has no BM25 index to rerank with, as the neighbors of the release were; make one with "
+        "`retro prep swap`"
+    )
 
 
 def document_id(database: ChunkStore, chunk: int) -> str:

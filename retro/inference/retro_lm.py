@@ -12,6 +12,7 @@ import torch
 from retro.artifacts.release import open_release
 from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.data.chunk_store import ChunkStore, open_chunk_store
+from retro.data.release_match import check_database
 from retro.data.tokenizer import Tokenizer, open_tokenizer
 from retro.inference.checkpoint import Checkpoint, open_checkpoint
 from retro.inference.evidence import open_retriever
@@ -272,6 +273,7 @@ def open_language_model(
     checkpoint: str | Path | Checkpoint,
     *,
     release: str | Path | None = None,
+    database: str | Path | None = None,
     num_neighbors: int | None = None,
     retrieval: bool = True,
     device: str = "auto",
@@ -281,7 +283,7 @@ def open_language_model(
 ) -> tuple[RetroLM, Release]:
     """A model with live retrieval from a run or checkpoint folder, and the release it works with.
 
-    release: None = the run's; num_neighbors, window_length: None = as trained; retrieval False: no retriever is opened.
+    release: None = the run's; database: another release, whose database is retrieved from instead; num_neighbors, window_length: None = as trained; retrieval False: no retriever is opened.
     Raises ConfigError and ArtifactError subclasses.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
@@ -289,14 +291,19 @@ def open_language_model(
     tokenizer = open_tokenizer(found.tokenizer)
     opened.check_tokenizer(tokenizer.fingerprint, str(found.path))
     model = opened.load_model(resolve_device(device))
-    retriever = open_retriever(found, device) if retrieval and model.config.is_retro else None
+    other = None if database is None else open_release(database)
+    if other is not None:
+        if not (retrieval and model.config.is_retro):
+            raise ConfigError("database: nothing is retrieved (a model without retrieval, or retrieval=off); remove it")
+        check_database(found, other)
+    retriever = open_retriever(found, device, other) if retrieval and model.config.is_retro else None
     lm = RetroLM(
         model,
         tokenizer,
         window_length=opened.setting("sequence_length", window_length),
         num_neighbors=opened.setting("num_neighbors", num_neighbors) if model.config.is_retro else 0,
         retriever=retriever,
-        database=open_chunk_store(found.database_chunks) if model.config.is_retro else None,
+        database=open_chunk_store((other or found).database_chunks) if model.config.is_retro else None,
         precision=precision,
         batch=batch,
         name=opened.name,

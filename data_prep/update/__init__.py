@@ -1,0 +1,1 @@
+"""New releases out of finished ones: documents added, documents removed, another database. The old ones stay."""
