@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ import numpy as np
 
 from data_prep.chunk_lookup import write_lookup
 from data_prep.stage import Shard, ShardResult, Stage
-from retro.artifacts.manifest import open_manifest
+from retro.artifacts.manifest import read_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import to_dict
 from retro.config.prep_tokens import ChunkConfig
 from retro.data.chunk_store import CHUNKS_KIND
+from retro.data.npy_file import NpyWriter
 from retro.data.sharded_array import open_sharded
 from retro.data.token_store import TOKENS_KIND, TokenStore, open_token_store
+
+# Shards of a corpus of which the configuration does not say how many documents make one.
+_SHARDS, _FEWEST, _MOST = 64, 1 << 12, 1 << 20
+_BLOCK = 1 << 14
 
 
 class ChunkStage(Stage):
@@ -36,22 +42,30 @@ class ChunkStage(Stage):
 
     def plan(self) -> list[Shard]:
         """Ranges of documents, in the order of use."""
-        documents, size = open_manifest(self.inputs["tokens"], TOKENS_KIND).rows, self.chunk.shard_documents
+        documents = read_manifest(self.inputs["tokens"], TOKENS_KIND).rows
+        size = self.chunk.shard_documents or min(max(-(-documents // _SHARDS), _FEWEST), _MOST)
         starts = range(0, max(documents, 1), size)
         return [Shard(f"{i:05d}", {"start": s, "stop": min(s + size, documents)}) for i, s in enumerate(starts)]
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
-        """Cut the shard's documents."""
-        documents = self._store.read_order(shard.spec["start"], shard.spec["stop"])
-        first, last = self._store.document_offsets[documents], self._store.document_offsets[documents + 1]
-        if (last <= first).any():
-            raise ArtifactCorruptError(f"{self.inputs['tokens']}: offsets that do not rise; make the tokens again")
-        starts, owners, spans = cut_documents(documents, first, last, self.chunk.chunk_length)
-        np.save(out / f"starts-{shard.name}.npy", starts, allow_pickle=False)
-        np.save(out / f"documents-{shard.name}.npy", owners, allow_pickle=False)
-        np.save(out / f"spans-{shard.name}.npy", spans, allow_pickle=False)
-        short = int((spans < self.chunk.chunk_length).sum())
-        return ShardResult(len(starts), {"short": short})
+        """Cut the shard's documents, block by block: memory is that of a block's chunks."""
+        short = 0
+        with ExitStack() as stack:
+            starts, owners, spans = (
+                stack.enter_context(NpyWriter(out / f"{part}-{shard.name}.npy", np.int64))
+                for part in ("starts", "documents", "spans")
+            )
+            for begin in range(shard.spec["start"], shard.spec["stop"], _BLOCK):
+                documents = self._store.read_order(begin, min(begin + _BLOCK, shard.spec["stop"]))
+                first, last = self._store.document_offsets[documents], self._store.document_offsets[documents + 1]
+                if (last <= first).any():
+                    raise ArtifactCorruptError(f"{self.inputs['tokens']}: offsets that do not rise; make it again")
+                cut = cut_documents(documents, first, last, self.chunk.chunk_length)
+                for writer, array in zip((starts, owners, spans), cut, strict=True):
+                    writer.append(array)
+                short += int((cut[2] < self.chunk.chunk_length).sum())
+            rows = starts.rows
+        return ShardResult(rows, {"short": short})
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
         """The documents by key (sorted on disk), and figures."""

@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.document_shards import document_shards, read_shard
 from data_prep.external_sort import MEMORY_BYTES, find_repeats, sort_runs
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactError, ConfigError
 from retro.config.loader import to_dict
 from retro.config.prep_tokens import TokensConfig
-from retro.data.document import DOCUMENTS_KIND, Document, document_files, read_documents
+from retro.data.document import Document
 from retro.data.npy_file import NpyReader, NpyWriter
 from retro.data.token_store import ORDER_NAME, TOKENS_KIND
 from retro.data.token_writer import ShardWriter
 from retro.data.tokenizer import TOKENIZER_KIND, Tokenizer, open_tokenizer
 
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 20, 1 << 13
 _PLACE = np.dtype([("rank", "<u8"), ("key", "<u8"), ("number", "<i8")])
 _BLOCK = 1 << 18
 
@@ -30,7 +31,7 @@ _BLOCK = 1 << 18
 class TokenizeStage(Stage):
     """Documents + tokenizer -> tokens (files: retro/data/token_store.py). One artifact per set of splits.
 
-    A shard takes whole document files, streamed: memory is one batch of texts, whatever the size of the shard. The
+    A shard's documents are streamed: memory is one batch of texts, whatever the size of the shard. The
     shuffle is by hash of (seed, document id), so that neither the order nor the sharding of the corpus matters to it;
     it is an index (8 bytes per document) instead of a second copy of the tokens, and the chunk stage follows it.
     """
@@ -54,24 +55,14 @@ class TokenizeStage(Stage):
         return "uint16" if self._tokenizer.vocab_size < 1 << 16 else "uint32"
 
     def plan(self) -> list[Shard]:
-        """Consecutive document files, as many as `shard_bytes` says."""
-        manifest = open_manifest(self.inputs["documents"], DOCUMENTS_KIND)
-        sizes = {entry["name"]: int(entry["bytes"]) for entry in manifest.all_files()}
-        groups: list[list[str]] = []
-        room = 0
-        for path in document_files(self.inputs["documents"]):
-            if room <= 0:
-                groups.append([])
-                room = self.tokens.shard_bytes
-            groups[-1].append(path.name)
-            room -= sizes[path.name]
-        return [Shard(f"{i:05d}", {"files": files}) for i, files in enumerate(groups)]
+        """Consecutive document files, or parts of one, of about `shard_bytes`."""
+        return document_shards(self.inputs["documents"], self.tokens.shard_bytes)
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
         """Tokenize the shard's documents, batch by batch."""
         rows = tokens = text_bytes = 0
         with ShardWriter(out, shard.name, self._dtype) as writer:
-            for batch in self._batches(shard.spec["files"]):
+            for batch in self._batches(shard.spec):
                 ids = self._tokenizer.encode_batch([document.text for document in batch])
                 ranks = np.fromiter((order_rank(self.tokens.seed, d.id) for d in batch), np.uint64, len(batch))
                 writer.write(batch, ids, self._tokenizer.bos_id, self._tokenizer.eos_id, ranks)
@@ -123,18 +114,17 @@ class TokenizeStage(Stage):
         # What was normalised away is not in the tokens, so that bytes counted from tokens are not those of the text.
         return f"{line}; the tokenizer is not lossless, so bits per byte will be approximate"
 
-    def _batches(self, files: list[str]) -> Iterator[list[Document]]:
+    def _batches(self, spec: dict[str, Any]) -> Iterator[list[Document]]:
         batch: list[Document] = []
         characters = 0
-        for file in files:
-            for document in read_documents(self.inputs["documents"] / file):
-                if document.split not in self.tokens.splits:
-                    continue
-                batch.append(document)
-                characters += len(document.text)
-                if characters >= _BATCH_CHARACTERS:
-                    yield batch
-                    batch, characters = [], 0
+        for document in read_shard(self.inputs["documents"], spec):
+            if document.split not in self.tokens.splits:
+                continue
+            batch.append(document)
+            characters += len(document.text)
+            if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+                yield batch
+                batch, characters = [], 0
         if batch:
             yield batch
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_prep.document_shards import document_shards
 from data_prep.stage import Shard, ShardResult, Stage
+from data_prep.tokenizer_sample import CANDIDATE, find_candidates, keep_best, read_sample
 from retro.config.errors import ConfigError
 from retro.config.loader import to_dict
 from retro.config.prep_tokens import ExistingTokenizerConfig, SentencePieceConfig, TokenizerConfig
-from retro.data.document import Document, iter_documents
+from retro.data.document import Document, document_files, read_documents
+from retro.data.npy_file import NpyReader
 from retro.data.tokenizer import (
     HUGGINGFACE_NAME,
     TOKENIZER_KIND,
@@ -27,6 +31,8 @@ from retro.data.tokenizer import (
 )
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
+# Documents that one shard looks through for the sample, as stored.
+_SHARD_BYTES = 256 << 20
 # Pieces never cross a line end or a tab, and both are always one token.
 _OWN_PIECES = ["\n", "\t"]
 _LONGEST_LINE = 4000
@@ -37,12 +43,15 @@ _STAND_IN = {"bos_token": "cls_token", "eos_token": "sep_token"}
 class TokenizerStage(Stage):
     """Documents + config -> tokenizer. An existing tokenizer reads no documents; its content is in the fingerprint.
 
-    One shard. Memory: the sample. Raises ConfigError for a tokenizer that cannot be loaded, or a vocabulary size that
-    the sample does not fill (the message says which sizes it does).
+    Trained: each shard notes the candidates of the sample in its documents (`sample-00000.npy`, CANDIDATE), and the
+    closing step trains on the best of them. Taken over: one shard. Memory: the sample, at most `max_characters`.
+
+    Raises ConfigError for a tokenizer that cannot be loaded, or a vocabulary size that the sample does not fill (the
+    message says which sizes it does).
     """
 
     name = "train_tokenizer"
-    version = 1
+    version = 2
     kind = TOKENIZER_KIND
 
     def __init__(self, config: TokenizerConfig, documents: Path | None = None) -> None:
@@ -61,25 +70,47 @@ class TokenizerStage(Stage):
         super().__init__({"kind": config.kind, "sha256": digest, "special_tokens": self._names}, {})
 
     def plan(self) -> list[Shard]:
-        """One shard: training is one piece of work."""
-        return [Shard("00000")]
+        """Groups of document files to sample; one shard for a tokenizer that exists."""
+        if self._content is not None:
+            return [Shard("00000")]
+        shards = document_shards(self.inputs["documents"], _SHARD_BYTES, whole_files=True)
+        return shards or [Shard("00000", {"parts": []})]
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
-        """Train, or take over, and write the artifact's files."""
-        stats: dict[str, Any] = {}
+        """Sample, or take over and write the artifact's files."""
         if self._content is None:
-            sample = sample_documents(iter_documents(self.inputs["documents"]), self.tokenizer.train)
-            content = train_sentencepiece(sample, self.tokenizer.train)
-            stats = {"sample_documents": len(sample), "sample_characters": sum(map(len, sample))}
-        else:
-            content = self._content
-        tokenizer = self._build(content)
-        write_tokenizer(out, tokenizer, content)
-        return ShardResult(1, {**stats, "vocab_size": tokenizer.vocab_size, "lossless": tokenizer.lossless})
+            candidates = find_candidates(self._documents(shard), self.tokenizer.train)
+            np.save(out / f"sample-{shard.name}.npy", candidates, allow_pickle=False)
+            return ShardResult(len(candidates))
+        return ShardResult(1, self._write(out, self._content))
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Figures only."""
-        return dict(records[0]["stats"])
+        """Train on the sample."""
+        if self._content is not None:
+            return dict(records[0]["stats"])
+        config = self.tokenizer.train
+        chosen = np.zeros(0, CANDIDATE)
+        for record in records:
+            found = NpyReader(folder / f"sample-{record['name']}.npy", CANDIDATE)
+            chosen = keep_best([chosen, found.read(0, len(found))], config.max_characters)
+        if not len(chosen):
+            raise ConfigError(f"the corpus has no document of the splits {', '.join(config.splits)} to train on")
+        sample = read_sample(document_files(self.inputs["documents"]), chosen, config.max_characters)
+        stats = self._write(out, train_sentencepiece(sample, config))
+        return {"sample_documents": len(sample), "sample_characters": sum(map(len, sample)), **stats}
+
+    def _documents(self, shard: Shard) -> Iterator[tuple[int, int, Document]]:
+        """(number of the file in the artifact, number of the document in the file, document)."""
+        files = [path.name for path in document_files(self.inputs["documents"])]
+        numbers = {name: number for number, name in enumerate(files)}
+        for name, _, _ in shard.spec["parts"]:
+            for number, document in enumerate(read_documents(self.inputs["documents"] / name)):
+                yield numbers[name], number, document
+
+    def _write(self, out: Path, content: bytes) -> dict[str, Any]:
+        tokenizer = self._build(content)
+        write_tokenizer(out, tokenizer, content)
+        return {"vocab_size": tokenizer.vocab_size, "lossless": tokenizer.lossless}
 
     def _build(self, content: bytes) -> Tokenizer:
         if self.tokenizer.kind == "train":
@@ -97,32 +128,8 @@ class TokenizerStage(Stage):
     def summary(self, stats: dict[str, Any], rows: int) -> str:
         """For people."""
         trained = f", trained on {stats['sample_characters']:,} characters" if "sample_characters" in stats else ""
-        return f"{stats['vocab_size']:,} tokens{trained}"
-
-
-def sample_documents(documents: Iterable[Document], config: SentencePieceConfig) -> list[str]:
-    """Texts of a sample of whole documents of `config.splits`: those of the lowest hash of (seed, id), in this order,
-    until `config.max_characters` are reached (the last one is cut). Independent of the order of `documents`.
-
-    Raises ConfigError if there is no document of these splits.
-    """
-    heap: list[tuple[int, str, str]] = []  # the worst kept document first
-    characters = 0
-    for document in documents:
-        if document.split not in config.splits or not document.text:
-            continue
-        digest = hashlib.blake2b(f"{config.seed}\0{document.id}".encode(), digest_size=8, person=b"retro-sample")
-        # Negated: heapq keeps the smallest first, and what is to be given up is the document of the highest hash.
-        entry = (-int.from_bytes(digest.digest(), "little"), document.id, document.text[: config.max_characters])
-        heapq.heappush(heap, entry)
-        characters += len(entry[2])
-        while characters - len(heap[0][2]) >= config.max_characters:
-            characters -= len(heapq.heappop(heap)[2])
-    if not heap:
-        raise ConfigError(f"the corpus has no document of the splits {', '.join(config.splits)} to train on")
-    texts = [text for _, _, text in sorted(heap, reverse=True)]
-    texts[-1] = texts[-1][: len(texts[-1]) - max(0, characters - config.max_characters)]
-    return texts
+        lossless = "" if stats["lossless"] else "; not lossless: a text may decode to another one"
+        return f"{stats['vocab_size']:,} tokens{trained}{lossless}"
 
 
 def train_sentencepiece(texts: Iterable[str], config: SentencePieceConfig) -> bytes:

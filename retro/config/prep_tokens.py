@@ -97,25 +97,30 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """Documents of `splits` to tokens. seed: of the shuffled document order; shard_bytes: a shard takes whole document
-    files until they exceed so many bytes (as stored, compressed)."""
+    """Documents of `splits` to tokens. seed: of the shuffled document order; shard_bytes: of the documents (as stored,
+    compressed) that make a shard, about; null: a 64th of all, at least 1 MiB and at most 256 MiB."""
 
     splits: tuple[str, ...] = ("train",)
     seed: int = 0
-    shard_bytes: int = 64 * 1024 * 1024
+    shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _check_splits(self.splits)
-        _require(self.shard_bytes >= 1, f"shard_bytes: expected 1 or more, found {self.shard_bytes}")
+        _check_positive("shard_bytes", self.shard_bytes)
 
 
 @dataclass(frozen=True)
 class ChunkConfig:
-    """Cut documents into chunks. chunk_length: M tokens; shard_documents: documents per shard."""
+    """Cut documents into chunks. chunk_length: M tokens; shard_documents: documents per shard; null: a 64th of all, at
+    least 4,096 and at most 1,048,576."""
 
     chunk_length: int = 64
-    shard_documents: int = 1 << 20
+    shard_documents: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "shard_documents"):
-            _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
+            _check_positive(name, getattr(self, name))
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    _require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")

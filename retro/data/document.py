@@ -12,10 +12,11 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from retro.artifacts.manifest import open_manifest
+from retro.artifacts.manifest import Manifest, open_manifest
 from retro.config.errors import ArtifactCorruptError
 
 Split = Literal["train", "valid", "test", "database_only"]
@@ -55,9 +56,12 @@ def document_key(document_id: str) -> int:
 
 def document_files(folder: str | Path) -> list[Path]:
     """Files of a finished documents artifact, in order. Raises ArtifactError where the folder is not one."""
-    manifest = open_manifest(folder, DOCUMENTS_KIND)
-    names = (entry["name"] for entry in manifest.all_files())
-    return [Path(folder) / name for name in sorted(names) if Path(name).match(DOCUMENTS_PATTERN)]
+    return [Path(folder) / name for name in document_names(open_manifest(folder, DOCUMENTS_KIND))]
+
+
+def document_names(manifest: Manifest) -> list[str]:
+    """Names of the files of a documents artifact, in order."""
+    return sorted(entry["name"] for entry in manifest.all_files() if fnmatch(entry["name"], DOCUMENTS_PATTERN))
 
 
 def iter_documents(folder: str | Path) -> Iterator[Document]:

@@ -18,6 +18,8 @@ import numpy as np
 
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, ConfigError
+from retro.data.byte_alphabet import BYTE_OF_CHARACTER
+from retro.data.lossless import decoder_types, is_lossless
 
 TOKENIZER_KIND = "tokenizer"
 CONFIG_NAME = "tokenizer_config.json"
@@ -148,7 +150,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._content = content
         self._tokenizer = load_huggingface(content)
         self._description = json.loads(content)
-        lossless = _names(self._description.get("decoder")) == {"ByteLevel"} and not self._description.get("normalizer")
+        lossless = is_lossless(self._description)
         # The highest id, not the number of tokens: numberings have holes.
         vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         super().__init__(vocab_size, bos_id, eos_id, pad_id, lossless, fingerprint)
@@ -171,7 +173,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _piece_bytes(self) -> list[bytes]:
         added = {int(t["id"]): t for t in self._description.get("added_tokens", [])}
-        decoders = _names(self._description.get("decoder"))
+        decoders = decoder_types(self._description)
         out = []
         for i in range(self.vocab_size):
             piece = self._tokenizer.id_to_token(i)
@@ -180,7 +182,7 @@ class HuggingFaceTokenizer(Tokenizer):
             elif piece is None:  # a hole in the numbering
                 out.append(b"")
             elif "ByteLevel" in decoders:
-                out.append(bytes(_BYTE_OF_CHARACTER[c] for c in piece))
+                out.append(bytes(BYTE_OF_CHARACTER[c] for c in piece))
             elif "ByteFallback" in decoders and len(piece) == 6 and piece.startswith("<0x"):
                 out.append(bytes([int(piece[3:5], 16)]))
             elif "ByteFallback" in decoders or "Metaspace" in decoders:
@@ -274,22 +276,3 @@ def load_huggingface(content: str) -> Any:
     # A document that writes about "<|endoftext|>" does not end there.
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _names(part: Any) -> set[str]:
-    """Types of a component of tokenizer.json, through sequences."""
-    if not isinstance(part, dict):
-        return set()
-    if part.get("type") == "Sequence":
-        return {name for item in part.get("decoders", []) for name in _names(item)}
-    return {str(part.get("type"))}
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()

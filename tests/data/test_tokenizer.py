@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.runner import run_stage
 from data_prep.train_tokenizer import BOS_ID, EOS_ID, PAD_ID, TokenizerStage, train_sentencepiece
@@ -220,6 +221,66 @@ def test_a_byte_level_tokenizer_is_lossless(tmp_path: Path) -> None:
     assert tokenizer.encode_batch(texts, num_threads=2) == [tokenizer.encode(t) for t in texts]
     other = pickle.loads(pickle.dumps(tokenizer))
     assert other.encode(HARD) == tokenizer.encode(HARD) and other.fingerprint == tokenizer.fingerprint != ""
+
+
+def swallowing(raw: RawTokenizer) -> None:
+    raw.add_tokens([AddedToken("<mask>", lstrip=True)])
+
+
+LOSSY: dict[str, Callable[[RawTokenizer], object]] = {
+    "a space in front": lambda raw: setattr(raw, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "in a sequence": lambda raw: setattr(
+        raw,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)]),
+    ),
+    "white space dropped": lambda raw: setattr(
+        raw,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    ),
+    "matches dropped": lambda raw: setattr(
+        raw,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+    ),
+    "normalised": lambda raw: setattr(raw, "normalizer", normalizers.Lowercase()),
+    "an added token": swallowing,
+}
+
+
+@pytest.mark.parametrize("change", list(LOSSY))
+def test_a_byte_level_tokenizer_that_changes_texts_is_not_lossless(tmp_path: Path, change: str) -> None:
+    raw = byte_level()
+    LOSSY[change](raw)
+    tokenizer = take(tmp_path, raw, {"eos_token": "<|endoftext|>"})
+    text = "The fox <mask> 12"
+    ids = raw.encode(text, add_special_tokens=False).ids  # what a claim to be lossless would rest on
+    assert b"".join(tokenizer._bytes[i] for i in ids) != text.encode() and not tokenizer.lossless
+
+
+def test_a_byte_level_tokenizer_without_some_bytes_is_not_lossless(tmp_path: Path) -> None:
+    raw = RawTokenizer(models.BPE({"<|endoftext|>": 0, "a": 1, "b": 2}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = take(tmp_path, raw, {"eos_token": "<|endoftext|>"})
+    assert tokenizer.decode(tokenizer.encode("a c")) != "a c" and not tokenizer.lossless
+
+
+def test_splitting_alone_loses_nothing(tmp_path: Path) -> None:
+    raw = byte_level()
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[0-9]"), "isolated"),
+            pre_tokenizers.Punctuation("isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer = take(tmp_path, raw, {"eos_token": "<|endoftext|>"})
+    assert tokenizer.lossless and tokenizer.decode(tokenizer.encode(HARD)) == HARD
 
 
 def test_bytes_of_a_sentencepiece_like_hugging_face_tokenizer(tmp_path: Path) -> None:

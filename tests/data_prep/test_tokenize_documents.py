@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import document_shards, tokenizer_sample, train_tokenizer
 from data_prep.chunk import ChunkStage
 from data_prep.runner import Executor, execute_shard, run_stage
 from data_prep.stage import Stage
 from data_prep.tokenize_documents import TokenizeStage, order_rank
-from data_prep.train_tokenizer import TokenizerStage, sample_documents
-from retro.config.errors import ArtifactError, ArtifactMismatchError, ConfigError
+from data_prep.tokenizer_sample import find_candidates, keep_best, read_sample
+from data_prep.train_tokenizer import TokenizerStage
+from retro.artifacts.manifest import Manifest, open_manifest, write_manifest
+from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, ConfigError
 from retro.config.prep_tokens import ChunkConfig, SentencePieceConfig, TokenizerConfig, TokensConfig
 from retro.data.chunk_store import open_chunk_store
-from retro.data.document import Document, DocumentWriter, document_key
+from retro.data.document import Document, DocumentWriter, document_files, document_key, read_documents
 from retro.data.token_store import open_token_store
 from retro.data.tokenizer import open_tokenizer
 from tests.data.builders import TEXTS, write_artifact, write_real_tokenizer
@@ -176,19 +180,122 @@ def test_a_split_without_documents_in_some_files(tmp_path: Path, tokenizer: Path
 # The tokenizer's training sample.
 
 
-def test_sample_is_whole_documents_of_the_splits_and_independent_of_their_order() -> None:
+def slow_sample(documents: list[Document], config: SentencePieceConfig) -> list[str]:
+    """The sample as it is defined: whole documents by hash of (seed, id) until there are enough characters."""
+
+    def rank(document: Document) -> int:
+        text = f"{config.seed}\0{document.id}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"retro-sample").digest(), "little")
+
+    texts: list[str] = []
+    for document in sorted((d for d in documents if d.split in config.splits and d.text), key=rank):
+        room = config.max_characters - sum(map(len, texts))
+        if room > 0:
+            texts.append(document.text[:room])
+    return texts
+
+
+def stage_sample(folder: Path, config: SentencePieceConfig, files_per_shard: int = 1) -> list[str]:
+    """The sample as the stage finds it: candidates shard by shard, then the best of all."""
+    files = document_files(folder)
+    candidates = []
+    for first in range(0, len(files), files_per_shard):
+        shard = range(first, min(first + files_per_shard, len(files)))
+        found = find_candidates(
+            ((f, i, document) for f in shard for i, document in enumerate(read_documents(files[f]))), config
+        )
+        assert int(found["characters"][:-1].sum()) < config.max_characters
+        candidates.append(found)
+    chosen = keep_best(candidates, config.max_characters)
+    return read_sample(files, chosen, config.max_characters)
+
+
+@pytest.mark.parametrize("characters", [1, 57, 200, 10**6])
+@pytest.mark.parametrize("batch", [3, 1 << 14])
+def test_the_sample_is_the_one_of_the_definition_however_the_corpus_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: int, batch: int
+) -> None:
+    monkeypatch.setattr(tokenizer_sample, "_BATCH", batch)
     documents = make_documents()
-    config = SentencePieceConfig(vocab_size=300, max_characters=200, splits=("train", "valid"))
-    sample = sample_documents(documents, config)
-    assert sample == sample_documents(reversed(documents), config)
-    assert sum(map(len, sample)) == 200
-    allowed = {d.text for d in documents if d.split in ("train", "valid")}
-    assert set(sample[:-1]) <= allowed and any(text.startswith(sample[-1]) for text in allowed)
-    assert sample != sample_documents(documents, SentencePieceConfig(vocab_size=300, max_characters=200, seed=1))
-    everything = sample_documents(documents, SentencePieceConfig(vocab_size=300))
-    assert sorted(everything) == sorted(d.text for d in documents if d.split == "train")
+    shuffled = list(documents)
+    random.Random(3).shuffle(shuffled)
+    folders = [write_documents(tmp_path / "a", documents, 5), write_documents(tmp_path / "b", shuffled, 3)]
+    samples = []
+    for seed in (0, 1):
+        config = SentencePieceConfig(max_characters=characters, splits=("train", "valid"), seed=seed)
+        expected = slow_sample(documents, config)
+        assert characters == 10**6 or sum(map(len, expected)) == characters
+        for folder in folders:
+            for per_shard in (1, 2, 9):
+                assert stage_sample(folder, config, per_shard) == expected
+        samples.append(expected)
+    assert samples[0] != samples[1]
+
+
+def test_a_corpus_without_documents_of_the_splits_trains_nothing(tmp_path: Path) -> None:
+    folder = write_documents(tmp_path / "train", [d for d in make_documents() if d.split == "train"], 2)
+    config = TokenizerConfig(train=SentencePieceConfig(splits=("test",)))
     with pytest.raises(ConfigError, match="no document of the splits test"):
-        sample_documents([d for d in documents if d.split == "train"], SentencePieceConfig(splits=("test",)))
+        run_stage(TokenizerStage(config, folder), tmp_path, progress=False)
+
+
+def test_the_sample_of_an_exchanged_corpus_is_refused(tmp_path: Path) -> None:
+    config = SentencePieceConfig()
+    folder = write_documents(tmp_path / "a", make_documents(), 1)
+    other = write_documents(tmp_path / "b", list(reversed(make_documents())), 1)
+    file = document_files(folder)[0]
+    chosen = find_candidates(((0, i, document) for i, document in enumerate(read_documents(file))), config)
+    with pytest.raises(ArtifactCorruptError, match="not the documents that were sampled"):
+        read_sample(document_files(other), chosen, config.max_characters)
+
+
+def test_training_is_sharded_and_its_result_does_not_depend_on_it(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TokenizerConfig(train=SentencePieceConfig(vocab_size=310, max_characters=700))
+    whole = run_stage(TokenizerStage(config, corpus), tmp_path / "a", progress=False)
+    monkeypatch.setattr(train_tokenizer, "_SHARD_BYTES", 1)
+    assert len(TokenizerStage(config, corpus).plan()) == 5
+    cut = run_stage(TokenizerStage(config, corpus), tmp_path / "b", progress=False)
+    assert len(list(cut.glob("sample-*.npy"))) == 5 and len(list(whole.glob("sample-*.npy"))) == 1
+    assert (whole / "tokenizer.model").read_bytes() == (cut / "tokenizer.model").read_bytes()
+    assert open_manifest(whole).stats == open_manifest(cut).stats
+
+
+@pytest.mark.parametrize("size", [1, 300, 2000, None])
+@pytest.mark.parametrize("part", [40, 1 << 20])
+def test_shards_of_documents_hold_every_document_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, part: int
+) -> None:
+    """Whole files, several of them, or parts of one: whatever the sizes."""
+    monkeypatch.setattr(document_shards, "_SMALLEST_PART", part)
+    documents = make_documents()
+    folder = write_documents(tmp_path / "documents", documents, 3)
+    shards = document_shards.document_shards(folder, size)
+    found = [d for shard in shards for d in document_shards.read_shard(folder, shard.spec)]
+    assert found == documents
+    if size == 1:
+        assert len(shards) >= (12 if part == 40 else 3)
+    whole = document_shards.document_shards(folder, size, whole_files=True)
+    assert all(start == 0 and stop is None for shard in whole for _, start, stop in shard.spec["parts"])
+    assert [d for shard in whole for d in document_shards.read_shard(folder, shard.spec)] == documents
+
+
+def test_a_small_corpus_gives_several_shards_and_a_large_one_not_too_many(tmp_path: Path) -> None:
+    def count(*sizes: int) -> int:
+        folder = tmp_path / str(sum(sizes) + len(sizes))
+        folder.mkdir()
+        files = [{"name": f"documents-{i:05d}.jsonl.zst", "bytes": s, "sha256": ""} for i, s in enumerate(sizes)]
+        shards = [{"name": "00000", "rows": 1, "files": files, "stats": {}}]
+        write_manifest(folder, Manifest("documents", "ingest", 1, "d" * 16, {}, {}, shards, [], {}))
+        return len(document_shards.document_shards(folder, None))
+
+    mib = 1 << 20
+    assert count(7 * mib) == 7  # 20 MB of text in one file
+    assert count(*[mib // 2] * 14) == 7
+    assert 60 <= count(*[11 * mib] * 300) <= 70
+    assert 3900 <= count(*[11 * mib] * 100_000) <= 4400  # a trillion bytes
+    assert count(100) == 1
 
 
 def test_training_stage_makes_a_lossless_tokenizer_and_the_same_bytes_again(tmp_path: Path, corpus: Path) -> None:
