@@ -283,7 +283,8 @@ def open_language_model(
 ) -> tuple[RetroLM, Release]:
     """A model with live retrieval from a run or checkpoint folder, and the release it works with.
 
-    release: None = the run's; database: another release, whose database is retrieved from instead; num_neighbors, window_length: None = as trained; retrieval False: no retriever is opened.
+    release: None = the run's; database: another release, whose database is retrieved from instead; num_neighbors,
+    window_length: None = as trained; retrieval False: no retriever is opened.
     Raises ConfigError and ArtifactError subclasses.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
