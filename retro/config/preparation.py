@@ -21,8 +21,9 @@ class PrepConfig:
     root: folder of the artifacts; workers: shards at a time, 0 = one per core (of this machine; with executor.type=ray
     of the cluster) and executor: where they run, both of speed only; database_splits: splits whose chunks may be
     retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or evaluated
-    on); token_order_seed: of the shuffled document order; embed: null unless the index is over vectors; questions: a
-    question set made from the same documentation (null: none).
+    on); token_order_seed: of the shuffled document order; token_shard_bytes: stored documents per shard of tokens, null:
+    by the size of the corpus; embed: null unless the index is over vectors; questions: a question set made from the
+    same documentation (null: none).
     """
 
     root: str
@@ -32,6 +33,7 @@ class PrepConfig:
     deduplicate: DeduplicateConfig | None = field(default_factory=DeduplicateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     token_order_seed: int = 0
+    token_shard_bytes: int | None = None
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     database_splits: tuple[str, ...] = ("train",)
     query_splits: tuple[str, ...] = ("train", "valid", "test")
@@ -57,6 +59,8 @@ class PrepConfig:
                     f"database_splits: {split} is held out, and must not be retrievable; expected train, "
                     "database_only or both"
                 )
+        if self.token_shard_bytes is not None and self.token_shard_bytes < 1:
+            raise ConfigError(f"token_shard_bytes: expected 1 or more, or null, found {self.token_shard_bytes}")
         if self.workers < 0:
             raise ConfigError(f"workers: expected 0 (one per core) or more, found {self.workers}")
         if self.index.kind == "vectors" and self.embed is None:
