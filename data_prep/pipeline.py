@@ -52,7 +52,7 @@ def steps(config: PrepConfig) -> list[Step]:
     add("train_tokenizer", lambda done: TokenizerStage(config.tokenizer, done[documents]))
     for splits in token_sets(config):
         label = "+".join(splits)
-        tokens = TokensConfig(splits=splits, seed=config.token_order_seed)
+        tokens = TokensConfig(splits, seed=config.token_order_seed, shard_bytes=config.token_shard_bytes)
         add(
             f"tokenize {label}",
             lambda done, tokens=tokens: TokenizeStage(tokens, done[documents], done["train_tokenizer"]),  # type: ignore[misc]
