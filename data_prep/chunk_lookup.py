@@ -14,7 +14,7 @@ from retro.data.sharded_array import ShardedArray
 from retro.data.token_store import TokenStore
 
 _ENTRY = np.dtype([("key", "<u8"), ("chunk", "<i8")])
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 
 
 def write_lookup(documents: ShardedArray, tokens: TokenStore, out: Path, memory_bytes: int = MEMORY_BYTES) -> None:

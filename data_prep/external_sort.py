@@ -73,7 +73,7 @@ def sort_array(array: np.ndarray) -> np.ndarray:
     return np.asarray(array[np.lexsort([array[name] for name in reversed(array.dtype.names)])])
 
 
-def find_repeats(path: str | Path, field: str | None = None, block_rows: int = 1 << 20) -> Iterator[Any]:
+def find_repeats(path: str | Path, field: str | None = None, block_rows: int = 1 << 16) -> Iterator[Any]:
     """Each element that a sorted .npy file has more than once, once, ascending, as a Python number (or a tuple).
 
     field: compare this field of records only; the file must be sorted by it first.

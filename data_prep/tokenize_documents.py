@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from retro.data.tokenizer import TOKENIZER_KIND, Tokenizer, open_tokenizer
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 20, 1 << 13
 _PLACE = np.dtype([("rank", "<u8"), ("key", "<u8"), ("number", "<i8")])
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 
 
 class TokenizeStage(Stage):
@@ -39,6 +39,8 @@ class TokenizeStage(Stage):
     name = "tokenize"
     version = 2
     kind = TOKENS_KIND
+    # Of the closing step's sorts.
+    memory_bytes: ClassVar[int] = MEMORY_BYTES
 
     def __init__(self, config: TokensConfig, documents: Path, tokenizer: Path) -> None:
         open_manifest(tokenizer, TOKENIZER_KIND)
@@ -82,7 +84,7 @@ class TokenizeStage(Stage):
                 "each of query_splits gets some (its fractions, groups, files or field), or ingest more text"
             )
         self._check_keys(folder, out, records)
-        write_order(folder, records, out / ORDER_NAME)
+        write_order(folder, records, out / ORDER_NAME, self.memory_bytes)
         return {
             "documents": documents,
             "tokens": sum(record["stats"]["tokens"] for record in records),
@@ -96,7 +98,9 @@ class TokenizeStage(Stage):
 
     def _check_keys(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
         """Documents are told apart by key everywhere, so two with one key must not pass."""
-        path = sort_runs([folder / f"keys-{r['name']}.npy" for r in records], out / ".keys.npy", np.uint64)
+        path = sort_runs(
+            [folder / f"keys-{r['name']}.npy" for r in records], out / ".keys.npy", np.uint64, self.memory_bytes
+        )
         twice = next(find_repeats(path), None)
         path.unlink()
         if twice is not None:

@@ -21,9 +21,9 @@ class PrepConfig:
     root: folder of the artifacts; workers: shards at a time, 0 = one per core (of this machine; with executor.type=ray
     of the cluster) and executor: where they run, both of speed only; database_splits: splits whose chunks may be
     retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or evaluated
-    on); token_order_seed: of the shuffled document order; token_shard_bytes: stored documents per shard of tokens, null:
-    by the size of the corpus; embed: null unless the index is over vectors; questions: a question set made from the
-    same documentation (null: none).
+    on); token_order_seed: of the shuffled document order; token_shard_bytes: stored documents per shard of tokens,
+    null: by the size of the corpus; embed: null unless the index is over vectors; questions: a question set made from
+    the same documentation (null: none).
     """
 
     root: str
