@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.execution.records import FINISH_RECORD, RECORDS
 from data_prep.inspection.compare import compare_files
 from data_prep.inspection.content import check_content
-from data_prep.runner import FINISH_RECORD, RECORDS
 from data_prep.stage import Stage
 from retro.artifacts.fingerprint import fingerprint, sha256_file
 from retro.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.execution.records import RECORDS
 from retro.artifacts.manifest import MANIFEST_NAME
-
-_RECORDS = "shards"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def unused_folders(root: str | Path, used: Iterable[Path]) -> list[UnusedFolder]
         if folder.is_symlink() or not folder.is_dir() or folder.resolve() in known:
             continue
         finished = (folder / MANIFEST_NAME).is_file()
-        if finished or (folder / _RECORDS).is_dir():
+        if finished or (folder / RECORDS).is_dir():
             found.append(UnusedFolder(folder, folder_bytes(folder), finished))
     return found
 

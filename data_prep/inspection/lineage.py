@@ -13,6 +13,9 @@ from data_prep.stage import Stage
 from retro.artifacts.manifest import read_manifest
 from retro.config.errors import ArtifactError
 
+#: Fields that repeat something of an input: where that input differs, they are no cause of their own.
+_COPIED = {"recipe": "embedder"}
+
 
 @dataclass(frozen=True)
 class Made:
@@ -110,7 +113,10 @@ def _own_differences(a: Made, b: Made) -> list[str]:
     corpus = {key for key in {*here, *there} if key == "corpus" or key.startswith("corpus.")}
     if any(here.get(key) != there.get(key) for key in corpus):
         found.append(_corpus_change(a, b))
+    copied = {prefix for prefix, name in _COPIED.items() if name in a.inputs and a.inputs[name] != b.inputs.get(name)}
     for key in sorted({*here, *there} - corpus):
+        if key.split(".")[0] in copied:
+            continue
         if here.get(key) != there.get(key):
             found.append(f"config {key} {_short(here.get(key))} / {_short(there.get(key))}")
     if not found and a.inputs.keys() == b.inputs.keys() and all(a.inputs[n][0] == b.inputs[n][0] for n in a.inputs):

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.runner import RECORDS, shard_records
+from data_prep.execution.records import RECORDS, shard_records
 
 # The speed is that of the last so many shards, not of the first ones of a long run.
 _RECENT = 512
