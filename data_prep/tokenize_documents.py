@@ -39,6 +39,7 @@ class TokenizeStage(Stage):
     name = "tokenize"
     version = 2
     kind = TOKENS_KIND
+    may_be_empty = False  # whether a corpus without a document of these splits is no mistake
     # Of the closing step's sorts.
     memory_bytes: ClassVar[int] = MEMORY_BYTES
 
@@ -78,7 +79,7 @@ class TokenizeStage(Stage):
         Raises ConfigError if the splits have no document and ArtifactError if two documents have one key.
         """
         documents = sum(int(record["rows"]) for record in records)
-        if documents == 0:
+        if documents == 0 and not self.may_be_empty:
             raise ConfigError(
                 f"no document of the splits {', '.join(self.tokens.splits)} is in the corpus; set ingest.split so that "
                 "each of query_splits gets some (its fractions, groups, files or field), or ingest more text"
