@@ -1,146 +1,107 @@
-"""Stage deduplicate: drops exact and near duplicates so that what is held out stays whole and unseen."""
+"""Stage deduplicate: the documents without their duplicates, so that what is held out stays whole and unseen.
+
+Three stages: sign_documents and find_duplicates decide, this one writes. Each of them works on shards in parallel, and
+none holds more of the corpus than a shard and one bit per document.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.minhash import Signatures, normalise, similarities
+from data_prep.duplicate_pairs import DROPPED
+from data_prep.find_duplicates import DROPPED_NAME, FindDuplicatesStage
+from data_prep.runner import Executor, run_stage
+from data_prep.sign_documents import SignDocumentsStage, deduplicate_settings, open_signed
+from data_prep.signed_documents import SURVIVAL_ORDER, SignedDocuments, SignedShard, SignedWriter
 from data_prep.stage import Shard, ShardResult, Stage
-from retro.config.loader import to_dict
+from retro.config.errors import ArtifactMismatchError
 from retro.config.prep import DeduplicateConfig
-from retro.data.document import (
-    DOCUMENTS_KIND,
-    DocumentWriter,
-    document_files,
-    read_documents,
-)
+from retro.data.document import DOCUMENTS_KIND, DocumentWriter, document_files, read_documents
+from retro.data.npy_file import NpyReader
+from retro.data.sharded_array import load_array
 
-# Who survives: held-out documents first, so that what resembles them leaves training and database (RETRO, section 2.1).
-SURVIVAL_ORDER = ("test", "valid", "train", "database_only")
-_EXACT, _NEAR = "exact", "near"
-_HIGHEST_TABLE = 0.95
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """A dropped document, the kept one that it duplicates, how ("exact" or "near"), and the estimated similarity."""
-
-    dropped: int
-    kept: int
-    kind: str
-    similarity: float
+_COPIED_ROWS = 1 << 13
+Build = Callable[[dict[str, Path]], Stage]
 
 
 class DeduplicateStage(Stage):
-    """Keeps, of every set of duplicates, the first by (split in SURVIVAL_ORDER, document id).
+    """Writes the documents that were not dropped, and a list of those that were.
 
-    Exact: equal text after `normalise`. Near: MinHash estimate of the Jaccard similarity of word shingles at or above
-    the threshold, among the candidates of a locality sensitive hash table. Documents are taken in survival order and
-    dropped if they resemble one that was kept before, so every dropped document has a kept one that it resembles, and
-    the result depends neither on the order of the input nor on the number of workers.
+    Kept is, of every set of duplicates, the first in the order of survival: documents of the base, then by split in
+    SURVIVAL_ORDER, then by key (see `precedence`).
 
-    Per shard: `signatures-00000.npy` uint32 [documents, permutations] and `index-00000.jsonl`. At the end:
-    `documents-00000-*.jsonl.zst` (survivors, input order) and `duplicates-00000.jsonl` ({"dropped", "kept", "kind",
-    "similarity", "dropped_split", "kept_split"}).
-    Memory of the closing step: one signature (4 bytes x permutations) and its table entries per document.
+    Per shard (one per file of the documents): `documents-00000-*.jsonl.zst` (survivors, input order),
+    `duplicates-00000.jsonl` ({"dropped", "kept", "kind": "exact" or "near", "similarity", "dropped_split",
+    "kept_split"}, input order) and the files of data_prep/signed_documents.py for the survivors, to which documents can
+    be added later.
     """
 
     name = "deduplicate"
-    version = 1
+    version = 2
     kind = DOCUMENTS_KIND
 
-    def __init__(self, config: DeduplicateConfig, documents: Path) -> None:
-        """`documents`: folder of a finished documents artifact."""
+    def __init__(self, config: DeduplicateConfig, documents: Path, signatures: Path, duplicates: Path) -> None:
+        """Folders of finished artifacts: the documents, their signatures, and what was decided of them."""
         self.deduplicate = config
-        settings = to_dict(config) if config.near else {"near": False}
-        super().__init__(settings, {"documents": documents})
+        # Whoever adds documents to this artifact needs to know how they were signed.
+        super().__init__(
+            deduplicate_settings(config),
+            {"documents": documents, "signatures": signatures, "duplicates": duplicates},
+        )
 
     @cached_property
-    def _files(self) -> list[Path]:
-        return document_files(self.inputs["documents"])
+    def _signed(self) -> SignedDocuments:
+        return open_signed(self.inputs["signatures"])
 
     @cached_property
-    def _signatures(self) -> Signatures:
-        return Signatures(self.deduplicate)
+    def _dropped(self) -> np.ndarray:
+        path = self.inputs["duplicates"] / DROPPED_NAME
+        return load_array(path, DROPPED, (len(NpyReader(path, DROPPED)),), map_file=True)
 
     def plan(self) -> list[Shard]:
-        """One shard per file of documents."""
-        return [Shard(f"{i:05d}", {"file": path.name}) for i, path in enumerate(self._files)]
+        """One shard per file of documents. Raises ArtifactMismatchError if the signatures are of other documents."""
+        files = document_files(self.inputs["documents"])
+        if len(files) != len(self._signed.new):
+            raise ArtifactMismatchError(
+                f"{self.inputs['signatures']}: expected signatures of {len(files)} files of documents, found "
+                f"{len(self._signed.new)}; it was made from other documents than {self.inputs['documents']}"
+            )
+        return [Shard(f"{i:05d}", {"file": path.name}) for i, path in enumerate(files)]
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
-        """Hash and signature of every document."""
-        rows: list[np.ndarray] = []
-        permutations = self.deduplicate.permutations if self.deduplicate.near else 0
-        blank = np.zeros(permutations, dtype=np.uint32)
-        count = 0
-        with open(out / f"index-{shard.name}.jsonl", "w", encoding="utf-8", newline="\n") as index:
-            for document in read_documents(self.inputs["documents"] / shard.spec["file"]):
-                digest = hashlib.sha256(normalise(document.text).encode("utf-8")).hexdigest()
-                signature = self._signatures.signature(document.text) if self.deduplicate.near else None
-                rows.append(blank if signature is None else signature)
-                entry = [document.id, document.split, digest, signature is not None]
-                index.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                count += 1
-        table = np.stack(rows) if rows else np.zeros((0, permutations), dtype=np.uint32)
-        np.save(out / f"signatures-{shard.name}.npy", table.astype("<u4"), allow_pickle=False)
-        return ShardResult(count)
+        """Write the survivors of one file. Rows: survivors."""
+        source = self._signed.new[int(shard.name)]
+        first, last = np.searchsorted(self._dropped["number"], [source.first, source.first + source.rows])
+        dropped = self._dropped[first:last]
+        stays = np.ones(source.rows, dtype=bool)
+        stays[dropped["number"].astype(np.int64) - source.first] = False
+        stats = self._write_survivors(shard, source, stays, out)
+        stats |= self._write_listing(dropped, out / f"duplicates-{shard.name}.jsonl")
+        self._copy_signed(source, np.flatnonzero(stays), shard.name, out)
+        return ShardResult(int(stays.sum()), stats)
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Decide who survives, and write the survivors."""
-        names = [record["name"] for record in records]
-        ids: list[str] = []
-        splits: list[str] = []
-        digests: list[bytes] = []
-        comparable: list[bool] = []
-        for name in names:
-            with open(folder / f"index-{name}.jsonl", encoding="utf-8") as index:
-                for line in index:
-                    document_id, split, digest, signed = json.loads(line)
-                    ids.append(document_id)
-                    splits.append(split)
-                    digests.append(bytes.fromhex(digest))
-                    comparable.append(signed)
-        order = sorted(range(len(ids)), key=lambda i: (SURVIVAL_ORDER.index(splits[i]), ids[i]))
-        duplicates = find_exact(order, digests)
-        if self.deduplicate.near:
-            gone = {duplicate.dropped for duplicate in duplicates}
-            tables = [np.load(folder / f"signatures-{name}.npy", allow_pickle=False) for name in names]
-            signatures = np.concatenate(tables) if tables else np.zeros((0, self.deduplicate.permutations), np.uint32)
-            rest = [i for i in order if i not in gone and comparable[i]]
-            near = find_near(rest, signatures, self._signatures, self.deduplicate.threshold)
-            duplicates += near
-        duplicates = follow_kept(duplicates)
-        text_bytes = self._write_survivors(out, {duplicate.dropped for duplicate in duplicates})
-        with open(out / "duplicates-00000.jsonl", "w", encoding="utf-8", newline="\n") as listing:
-            for duplicate in sorted(duplicates, key=lambda duplicate: ids[duplicate.dropped]):
-                entry = {
-                    "dropped": ids[duplicate.dropped],
-                    "kept": ids[duplicate.kept],
-                    "kind": duplicate.kind,
-                    "similarity": round(duplicate.similarity, 6),
-                    "dropped_split": splits[duplicate.dropped],
-                    "kept_split": splits[duplicate.kept],
-                }
-                listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        gone = {duplicate.dropped for duplicate in duplicates}
-        kinds = Counter(duplicate.kind for duplicate in duplicates)
-        pairs = Counter(f"{splits[d.dropped]} because of {splits[d.kept]}, {d.kind}" for d in duplicates)
-        left = Counter(split for i, split in enumerate(splits) if i not in gone)
+        """Sum up."""
+        stats = [record["stats"] for record in records]
+        splits: Counter[str] = Counter()
+        pairs: Counter[str] = Counter()
+        for entry in stats:
+            splits.update(entry["splits"])
+            pairs.update(entry["dropped_by_split"])
         return {
-            "read": len(ids),
-            "documents": len(ids) - len(gone),
-            "text_bytes": text_bytes,
-            "splits": {name: left[name] for name in sorted(left)},
-            "dropped_exact": kinds[_EXACT],
-            "dropped_near": kinds[_NEAR],
+            "read": sum(entry["read"] for entry in stats),
+            "documents": sum(record["rows"] for record in records),
+            "text_bytes": sum(entry["text_bytes"] for entry in stats),
+            "splits": dict(sorted(splits.items())),
+            "dropped_exact": sum(entry["dropped_exact"] for entry in stats),
+            "dropped_near": sum(entry["dropped_near"] for entry in stats),
             "dropped_by_split": dict(sorted(pairs.items())),
         }
 
@@ -151,58 +112,94 @@ class DeduplicateStage(Stage):
             f"{stats['dropped_near']:,} near duplicates"
         )
 
-    def _write_survivors(self, out: Path, gone: set[int]) -> int:
-        """Write the survivors file by file; returns the bytes of their texts."""
-        number = text_bytes = 0
-        for i, path in enumerate(self._files):
-            with DocumentWriter(out, f"{i:05d}") as writer:
-                for document in read_documents(path):
-                    if number not in gone:
-                        writer.write(document)
-                    number += 1
-            text_bytes += writer.text_bytes
-        return text_bytes
+    def _write_survivors(self, shard: Shard, source: SignedShard, stays: np.ndarray, out: Path) -> dict[str, Any]:
+        splits: Counter[str] = Counter()
+        path = self.inputs["documents"] / shard.spec["file"]
+        read = 0
+        with DocumentWriter(out, shard.name) as writer:
+            for document in read_documents(path):
+                if read < len(stays) and stays[read]:
+                    writer.write(document)
+                    splits[document.split] += 1
+                read += 1
+        if read != source.rows:
+            raise ArtifactMismatchError(
+                f"{path}: expected {source.rows} documents as in {source.folder}, found {read}; "
+                "make the signatures again"
+            )
+        return {"read": read, "text_bytes": writer.text_bytes, "splits": dict(sorted(splits.items()))}
+
+    def _write_listing(self, dropped: np.ndarray, path: Path) -> dict[str, Any]:
+        numbers, kept = dropped["number"].astype(np.int64), dropped["kept"].astype(np.int64)
+        order = np.argsort(kept, kind="stable")
+        kept_ids: list[str] = [""] * len(kept)
+        for place, name in zip(order.tolist(), self._signed.ids(kept[order]), strict=True):
+            kept_ids[place] = name
+        splits = [[SURVIVAL_ORDER[i] for i in self._signed.splits.take(rows)] for rows in (numbers, kept)]
+        kinds: Counter[str] = Counter()
+        pairs: Counter[str] = Counter()
+        with open(path, "w", encoding="utf-8", newline="\n") as listing:
+            for i, name in enumerate(self._signed.ids(numbers)):
+                kind = "near" if dropped["near"][i] else "exact"
+                similarity = 1.0 - int(dropped["distance"][i]) / max(1, self._signed.permutations)
+                entry = {
+                    "dropped": name,
+                    "kept": kept_ids[i],
+                    "kind": kind,
+                    "similarity": round(similarity, 6),
+                    "dropped_split": splits[0][i],
+                    "kept_split": splits[1][i],
+                }
+                listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                kinds[kind] += 1
+                pairs[f"{splits[0][i]} because of {splits[1][i]}, {kind}"] += 1
+        return {
+            "dropped_exact": kinds["exact"],
+            "dropped_near": kinds["near"],
+            "dropped_by_split": dict(sorted(pairs.items())),
+        }
+
+    def _copy_signed(self, source: SignedShard, rows: np.ndarray, name: str, out: Path) -> None:
+        """The files of signed_documents.py of `rows` int64 [n] of one shard."""
+        signed = self._signed
+        keys, splits, digests = (source.array(part) for part in ("keys", "splits", "digests"))
+        with SignedWriter(out, name, signed.permutations) as writer:
+            for start in range(0, len(rows), _COPIED_ROWS):
+                part = rows[start : start + _COPIED_ROWS]
+                signatures = signed.signatures.take(source.first + part) if signed.permutations else None
+                ids = list(signed.ids(source.first + part))
+                writer.append(ids, keys[part], splits[part], digests[part], signatures)
 
 
-def find_exact(order: list[int], digests: list[bytes]) -> list[Duplicate]:
-    """Documents whose digest one earlier in `order` has."""
-    first: dict[bytes, int] = {}
-    return [Duplicate(i, kept, _EXACT, 1.0) for i in order if (kept := first.setdefault(digests[i], i)) != i]
+def deduplicate_steps(
+    config: DeduplicateConfig, documents: str = "ingest", base: Path | None = None
+) -> list[tuple[str, Build]]:
+    """(step, build) of the three stages in order; the last one is `deduplicate`.
 
-
-def find_near(order: list[int], signatures: np.ndarray, sketches: Signatures, threshold: float) -> list[Duplicate]:
-    """Documents that resemble one kept earlier in `order`; signatures uint32 [documents, permutations]."""
-    from datasketch import MinHashLSH
-
-    # The table only proposes, every candidate is compared: it is tuned to miss few rather than to propose few. Its
-    # bands cannot be laid out for a threshold near 1, where fewer bands would miss nothing that counts anyway.
-    table = MinHashLSH(threshold=min(threshold, _HIGHEST_TABLE), num_perm=signatures.shape[1], weights=(0.1, 0.9))
-    ranked = np.array(order, dtype=np.int64)
-    found: list[Duplicate] = []
-    for rank, i in enumerate(order):
-        sketch = sketches.sketch(signatures[i])
-        # Ranks, not row numbers: among equally similar documents the first in survival order is named.
-        candidates = ranked[np.array(sorted(table.query(sketch)), dtype=np.int64)]
-        if len(candidates):
-            similarity = similarities(signatures[i], signatures[candidates])
-            best = int(similarity.argmax())
-            if similarity[best] >= threshold:
-                found.append(Duplicate(i, int(candidates[best]), _NEAR, float(similarity[best])))
-                continue
-        table.insert(rank, sketch, check_duplication=False)
-    return found
-
-
-def follow_kept(duplicates: list[Duplicate]) -> list[Duplicate]:
-    """Point every duplicate to a document that is kept.
-
-    A copy of a document that fell as a near duplicate of another is a near duplicate of that other itself.
+    `build` is called with the folders made so far, by step; `documents` is the step whose documents are read. base: a
+    finished artifact of the stage deduplicate to which the documents are to be added. What duplicates one of its
+    documents is dropped; an id that it has already is an ArtifactError.
     """
-    fallen = {duplicate.dropped: duplicate for duplicate in duplicates}
-    out = []
-    for duplicate in duplicates:
-        last = duplicate
-        while last.kept in fallen:
-            last = fallen[last.kept]
-        out.append(Duplicate(duplicate.dropped, last.kept, last.kind, last.similarity))
-    return out
+    return [
+        ("sign_documents", lambda done: SignDocumentsStage(config, done[documents], base)),
+        ("find_duplicates", lambda done: FindDuplicatesStage(config, done["sign_documents"])),
+        (
+            "deduplicate",
+            lambda done: DeduplicateStage(config, done[documents], done["sign_documents"], done["find_duplicates"]),
+        ),
+    ]
+
+
+def run_deduplicate(
+    config: DeduplicateConfig,
+    documents: Path,
+    root: Path,
+    base: Path | None = None,
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> Path:
+    """Carry out the three stages below `root`; returns the folder of the documents that are left."""
+    done = {"ingest": documents}
+    for name, build in deduplicate_steps(config, base=base):
+        done[name] = run_stage(build(done), root, executor, progress)
+    return done["deduplicate"]

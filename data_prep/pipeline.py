@@ -8,16 +8,18 @@ from pathlib import Path
 
 from data_prep.build_index import build_index_stage
 from data_prep.chunk import ChunkStage
-from data_prep.deduplicate import DeduplicateStage
+from data_prep.deduplicate import deduplicate_steps
 from data_prep.docs_questions import DocsQuestionsStage
 from data_prep.embed import EmbedStage, FitEmbedderStage
 from data_prep.execution.devices import usable_cores
+from data_prep.execution.ray_session import disconnect
 from data_prep.find_neighbors import FindNeighborsStage
 from data_prep.ingest import IngestStage
 from data_prep.question_sequences import QuestionSequencesStage
 from data_prep.runner import Executor, run_stage
 from data_prep.stage import Stage
 from data_prep.tokenize_documents import TokenizeStage
+from data_prep.train_index import TrainIndexStage
 from data_prep.train_tokenizer import TokenizerStage
 from retro.artifacts.atomic import remove_dead_temporaries
 from retro.artifacts.release import Split, write_release
@@ -46,8 +48,8 @@ def steps(config: PrepConfig) -> list[Step]:
     add("ingest", lambda done: IngestStage(config.ingest, cache=root / ".corpus-hashes.json"))
     documents = "ingest"
     if config.deduplicate is not None:
-        deduplicate = config.deduplicate
-        add("deduplicate", lambda done: DeduplicateStage(deduplicate, done["ingest"]))
+        for name, build in deduplicate_steps(config.deduplicate):
+            add(name, build)
         documents = "deduplicate"
     add("train_tokenizer", lambda done: TokenizerStage(config.tokenizer, done[documents]))
     for splits in token_sets(config):
@@ -63,7 +65,12 @@ def steps(config: PrepConfig) -> list[Step]:
         embed = config.embed
         add("fit_embedder", lambda done: FitEmbedderStage(embed, done[database]))
         add("embed", lambda done: EmbedStage(embed, done[database], done["fit_embedder"]))
-    add("build_index", lambda done: build_index_stage(config.index, done[database], done.get("embed")))
+    if config.index.kind == "vectors" and config.index.vectors.factory != "exact":
+        add("train_index", lambda done: TrainIndexStage(config.index, done["embed"]))
+    add(
+        "build_index",
+        lambda done: build_index_stage(config.index, done[database], done.get("embed"), done.get("train_index")),
+    )
     if "bm25" in (config.neighbors.rerank, config.question_sequences.rerank if config.questions else None):
         # A second index, for the order of the candidates only.
         bm25 = IndexConfig(kind="bm25", bm25=Bm25Config())
@@ -134,8 +141,11 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
         raise ConfigError(f"root: {root} cannot be made ({error.strerror}); choose another folder") from None
     remove_dead_temporaries(root)  # a run killed while it wrote release.json or the corpus hashes
     done: dict[str, Path] = {}
-    for step in steps(config):
-        done[step.name] = run_stage(step.build(done), root, executor, progress)
+    try:
+        for step in steps(config):
+            done[step.name] = run_stage(step.build(done), root, executor, progress)
+    finally:
+        disconnect()
     return release(config, done)
 
 

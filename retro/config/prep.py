@@ -255,7 +255,10 @@ class DeduplicateConfig:
 
     near: also drop near duplicates; shingle_words: words per shingle (the paper's 13-grams); threshold: Jaccard
     similarity of the shingle sets from which two documents are near duplicates; permutations: length of the MinHash
-    signature (standard error of the similarity at 0.8: 0.4 / sqrt(permutations)); seed: of the permutations.
+    signature (standard error of the similarity at 0.8: 0.4 / sqrt(permutations)); seed: of the permutations;
+    bucket_candidates: of the documents that fall in one bucket of the locality sensitive hashing, the first so many in
+    the order of survival are compared with all that follow. It bounds the work where a million documents share their
+    boilerplate; buckets that are larger are counted in the manifest.
     """
 
     near: bool = True
@@ -263,6 +266,7 @@ class DeduplicateConfig:
     threshold: float = 0.8
     permutations: int = 128
     seed: int = 1
+    bucket_candidates: int = 64
 
     def __post_init__(self) -> None:
         _require(0 < self.threshold <= 1, f"threshold: expected above 0 and at most 1, found {self.threshold}")
@@ -272,3 +276,4 @@ class DeduplicateConfig:
             f"permutations: expected 16 to 4096, found {self.permutations}",
         )
         _require(0 <= self.seed < 2**32, f"seed: expected 0 to 2^32 - 1, found {self.seed}")
+        _require(self.bucket_candidates >= 1, f"bucket_candidates: expected 1 or more, found {self.bucket_candidates}")

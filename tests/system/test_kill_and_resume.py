@@ -29,6 +29,8 @@ from tests.system.workplace import (
 
 STAGES = (
     "ingest",
+    "sign_documents",
+    "find_duplicates",
     "deduplicate",
     "train_tokenizer",
     "tokenize",

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from data_prep.deduplicate import DeduplicateStage
+from data_prep.deduplicate import deduplicate_steps
 from data_prep.ingest import IngestStage
 from data_prep.readers.jsonl import JsonlReader
 from data_prep.runner import Executor, run_stage
@@ -34,7 +34,7 @@ def test_two_processes_give_the_artifacts_of_one(place, tmp_path):
     assert differences(one, two) == []
     records = Counter(name.split("/")[0] for name in one if "/shards/" in name and "_finish" not in name)
     sharded = {folder.split("-")[0] for folder, count in records.items() if count > 1}
-    assert sharded == {"chunk", "build_index", "find_neighbors", "question_sequences"}
+    assert sharded >= {"find_duplicates", "build_index", "find_neighbors", "question_sequences"}
 
 
 def test_two_processes_give_the_documents_and_tokens_of_one(place, tmp_path):
@@ -47,14 +47,16 @@ def test_two_processes_give_the_documents_and_tokens_of_one(place, tmp_path):
         ingest.reader = JsonlReader(config.ingest.jsonl, config.ingest.split.field, piece_bytes=15_000)
         assert len(ingest.plan()) >= 3
         documents = run_stage(ingest, root, executor, progress=False)
-        deduplicate = DeduplicateStage(config.deduplicate, documents)
-        assert len(deduplicate.plan()) >= 3
-        run_stage(deduplicate, root, executor, progress=False)
+        done = {"ingest": documents}
+        for name, build in deduplicate_steps(config.deduplicate):
+            stage = build(done)
+            assert len(stage.plan()) >= 3
+            done[name] = run_stage(stage, root, executor, progress=False)
         tokenize = TokenizeStage(TokensConfig(splits=("train",), shard_bytes=1), documents, tokenizer)
         assert len(tokenize.plan()) >= 3
         run_stage(tokenize, root, executor, progress=False)
     one = result_files(tmp_path / "1")
-    assert len({name.split("-")[0] for name in one}) == 3
+    assert len({name.split("-")[0] for name in one}) == 5
     assert differences(one, result_files(tmp_path / "2")) == []
 
 
