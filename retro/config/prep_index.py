@@ -1,4 +1,4 @@
-"""Configuration of the stage build_index.
+"""Configuration of the stages train_index and build_index.
 
 Every field below changes the result and is part of the fingerprint of the artifact, unless its description says
 "speed only".
@@ -11,6 +11,9 @@ from typing import Literal
 
 from retro.config.errors import ConfigError
 from retro.config.sections import check_unused_sections
+
+# Vectors are encoded by blocks of so many rows, whatever the shards: the same calls, so the same bits.
+ENCODE_BLOCK = 8192
 
 
 def _require(condition: bool, message: str) -> None:
@@ -50,32 +53,66 @@ class Bm25Config:
 
 @dataclass(frozen=True)
 class VectorIndexConfig:
-    """An index over embeddings.
+    """An index over embeddings (stages train_index and build_index).
 
-    factory: "exact" (no faiss needed), or any faiss factory string ("Flat", "IVF1024,SQ8", "HNSW32", ...);
-    train_sample: vectors drawn (by `seed`) to train it; probes, ef_search: search parameters of IVF and HNSW indexes,
-    None = faiss' default; recall_queries, recall_at: recall@k against exact search is measured on so many vectors.
+    factory: "exact" (no faiss, nothing to train), "auto" (chosen by the number of vectors, their dimension and
+    memory_budget_gb; the reason is printed and kept), or any faiss factory string ("IVF1024,SQ8", "HNSW32",
+    "OPQ64_128,IVF4194304_HNSW32,PQ64", ...). `PQ16` is trained as `PQ16np`: polysemous codes take 30 times as long to
+    train and nothing here reads them. memory_budget_gb: what `auto` may use for the index in a search; None = 8.
+
+    train_sample: vectors drawn (by `seed`) to train it; None = 64 for each list, 65,536 to 4 million.
+    probes, ef_search: search parameters of IVF and HNSW indexes; k_factor: candidates looked at per neighbor wanted
+    (the index compares codes; the exact distances of the candidates, computed from the embeddings, decide). None =
+    measured when the index is built: the cheapest setting whose recall@`recall_at` on the sample is `recall_target`.
+
+    recall_queries, recall_at: recall@k against exact search is measured on so many vectors, each without itself;
+    recall_rows: in a larger database the exact neighbors are those among so many sampled vectors.
+    shard_vectors: vectors encoded per shard, a multiple of 8192; merge: one part for all shards, or (False) each shard
+    a part of its own, all of which are searched. device: cuda = train and search on the GPU, auto = where there is one
+    (speed only).
     """
 
     factory: str = "exact"
-    train_sample: int = 262144
+    memory_budget_gb: float | None = None
+    train_sample: int | None = None
     seed: int = 0
     probes: int | None = None
     ef_search: int | None = None
+    k_factor: int | None = None
     recall_queries: int = 512
     recall_at: int = 10
+    recall_target: float = 0.97
+    recall_rows: int = 4194304
+    shard_vectors: int = 262144
+    merge: bool = True
+    device: str = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.factory != "", "factory: expected 'exact' or a faiss factory string, found an empty one")
-        for name in ("train_sample", "recall_queries", "recall_at"):
+        _require(self.factory != "", "factory: expected 'exact', 'auto' or a faiss factory string, found an empty one")
+        for name in ("recall_queries", "recall_at", "recall_rows"):
             _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
-        for name in ("probes", "ef_search"):
+        for name in ("train_sample", "probes", "ef_search", "k_factor"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")
+        for name in ("probes", "ef_search", "k_factor", "train_sample"):
             _require(
-                value is None or self.factory != "exact",
+                getattr(self, name) is None or self.factory != "exact",
                 f"{name} is not read by factory: exact; remove it or choose a faiss factory string",
             )
+        _require(
+            self.memory_budget_gb is None or self.factory == "auto",
+            f"memory_budget_gb is read by factory: auto only, found factory: {self.factory}; remove one of them",
+        )
+        _require(
+            self.memory_budget_gb is None or self.memory_budget_gb > 0,
+            f"memory_budget_gb: expected above 0, found {self.memory_budget_gb}",
+        )
+        _require(0 < self.recall_target <= 1, f"recall_target: expected above 0, at most 1, found {self.recall_target}")
+        _require(
+            self.shard_vectors >= ENCODE_BLOCK and self.shard_vectors % ENCODE_BLOCK == 0,
+            f"shard_vectors: expected a multiple of {ENCODE_BLOCK}, found {self.shard_vectors}",
+        )
+        _require(self.device in ("auto", "cpu", "cuda"), f"device: expected auto, cpu or cuda, found {self.device!r}")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,23 @@ def segment_arrays(blocks: Sequence[TermCounts]) -> dict[str, np.ndarray]:
     }
 
 
+def without_chunks(arrays: dict[str, np.ndarray], removed: np.ndarray) -> dict[str, np.ndarray]:
+    """The files of a segment without the postings of the chunks where `removed` (bool [n]).
+
+    The same arrays as of a segment in which those chunks had no term: what is left tells nothing of them.
+    """
+    keep = ~removed[arrays["chunks"]]
+    kept = np.concatenate([[0], np.cumsum(keep)])[arrays["offsets"]]
+    present = np.diff(kept) > 0
+    return {
+        "terms": arrays["terms"][present],
+        "offsets": np.append(kept[:-1][present], kept[-1]).astype(np.int32),
+        "chunks": arrays["chunks"][keep],
+        "counts": arrays["counts"][keep],
+        "lengths": np.where(removed, 0, arrays["lengths"]).astype(np.int32),
+    }
+
+
 def merge_vocabulary(segments: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """(vocabulary uint64, document_frequency int64) over the (terms, offsets) of all segments."""
     terms = np.concatenate([terms for terms, _ in segments])

@@ -1,8 +1,9 @@
 """Exact nearest vectors by blocked matrix products: the reference that every other index is measured against.
 
 Matrix products round differently with the number of threads, the batch and the place in the matrix. So they only select
-candidates, generously by the bound of their rounding error; the candidates' distances are then computed one by one in
-float64. Results are therefore the same bits for any batching, and equal vectors are at equal distances.
+candidates, generously by the bound of their rounding error; the candidates' distances are then computed one by one, in
+a fixed order of operations (`pair_distances`). Results are therefore the same bits for any batching, and equal vectors
+are at equal distances.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from retro.retrieval.top_k import candidates_within
 from retro.retrieval.vectors import VectorStore
 
 _QUERIES, _VECTORS = 128, 65536
+# Pairs whose differences are held at a time: what fits in the second level of cache.
+_PAIRS = 256
 
 
 class ExactIndex:
@@ -32,10 +35,7 @@ class ExactIndex:
         query_norms = np.linalg.norm(queries, axis=1)
         for first, block in self.vectors.blocks(_VECTORS):
             squares = np.einsum("nd,nd->n", block, block)
-            largest = float(np.sqrt(squares.max(initial=0.0)))
-            # |error of a dot product| <= d u |q| |v| for unit roundoff u = 2^-24, doubled for the factor 2 below
-            bound = 4.0 * block.shape[1] * 2.0**-24 * (query_norms * largest + largest**2)
-            slack = np.maximum(slack, 2.0 * bound)
+            slack = np.maximum(slack, rounding_slack(query_norms, squares, block.shape[1]))
             for start in range(0, len(queries), _QUERIES):
                 part = queries[start : start + _QUERIES]
                 near = part @ block.T
@@ -49,37 +49,82 @@ class ExactIndex:
                         chosen = candidates_within(near[i], k, float(slack[row]))
                         found[row].append(chosen + first)
                         scores[row].append(near[i, chosen])
-        distances = np.full((len(queries), k), np.inf, dtype=np.float32)
-        ids = np.full((len(queries), k), -1, dtype=np.int64)
+        candidates = []
         for row in range(len(queries)):
-            if not found[row]:
-                continue
-            candidates = np.concatenate(found[row])
-            candidates = candidates[candidates_within(np.concatenate(scores[row]), k, float(slack[row]))]
-            exact = exact_distances(queries[row], self.vectors.gather(candidates), self.metric)
-            order = np.argsort(exact, kind="stable")[:k]
-            distances[row, : len(order)], ids[row, : len(order)] = exact[order], candidates[order]
-        return distances, ids
+            ids = np.concatenate(found[row]) if found[row] else np.zeros(0, np.int64)
+            if len(found[row]) > 1:
+                ids = ids[candidates_within(np.concatenate(scores[row]), k, float(slack[row]))]
+            candidates.append(ids)
+        return rank_candidates(queries, candidates, self.vectors, self.metric, k)
 
 
-def exact_distances(query: np.ndarray, vectors: np.ndarray, metric: Metric) -> np.ndarray:
-    """float32 [n] distances of vectors [n, d] to one query [d], summed in float64 in a fixed order."""
-    if metric == "l2":
-        terms = (vectors.astype(np.float64) - query) ** 2
-        return terms.sum(axis=1).astype(np.float32)
-    return -(vectors.astype(np.float64) * query).sum(axis=1).astype(np.float32)
+def rounding_slack(query_norms: np.ndarray, squares: np.ndarray, dimension: int) -> np.ndarray:
+    """Float64 [n]: by how much the fp32 score 2 q.v - |v|^2 of a true neighbor can fall below that of another vector.
+
+    |error of a dot product| <= d u |q| |v| for unit roundoff u = 2^-24, doubled for the factor 2, and again because
+    either of two compared scores can be wrong.
+    """
+    largest = float(np.sqrt(squares.max(initial=0.0)))
+    return np.asarray(8.0 * dimension * 2.0**-24 * (query_norms * largest + largest**2))
+
+
+def rank_candidates(
+    queries: np.ndarray, candidates: list[np.ndarray], vectors: VectorStore, metric: Metric, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of the candidates (ids, without repeats) of each query, by exact distance."""
+    distances = np.full((len(queries), k), np.inf, dtype=np.float32)
+    ids = np.full((len(queries), k), -1, dtype=np.int64)
+    for start in range(0, len(queries), _QUERIES):
+        part = candidates[start : start + _QUERIES]
+        width = max((len(found) for found in part), default=0)
+        table = np.full((len(part), width), -1, dtype=np.int64)
+        for row, found in enumerate(part):
+            table[row, : len(found)] = found
+        stop = start + len(part)
+        far, near = rescore(queries[start:stop], table, vectors, metric, k)
+        distances[start:stop, : far.shape[1]], ids[start:stop, : near.shape[1]] = far, near
+    return distances, ids
 
 
 def rescore(
-    queries: np.ndarray, ids: np.ndarray, vectors: VectorStore, metric: Metric
+    queries: np.ndarray, ids: np.ndarray, vectors: VectorStore, metric: Metric, k: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(distances, ids) [n, k] with exact distances, sorted by (distance, id); -1 stays last with inf."""
-    out_distances = np.full(ids.shape, np.inf, dtype=np.float32)
-    out_ids = np.full(ids.shape, -1, dtype=np.int64)
-    for row in range(len(ids)):
-        found = np.sort(ids[row][ids[row] >= 0])
-        if len(found):
-            exact = exact_distances(queries[row], vectors.gather(found), metric)
-            order = np.argsort(exact, kind="stable")
-            out_distances[row, : len(found)], out_ids[row, : len(found)] = exact[order], found[order]
-    return out_distances, out_ids
+    """(distances, ids) [n, <= k] with exact distances of ids [n, c], sorted by (distance, id); -1 stays last with inf.
+
+    k: how many are kept, all by default.
+    """
+    rows, columns = np.nonzero(ids >= 0)
+    exact = np.full(ids.shape, np.inf, dtype=np.float32)
+    exact[rows, columns] = pair_distances(queries, rows, ids[rows, columns], vectors, metric)
+    return sort_by_distance(exact, ids, k)
+
+
+def sort_by_distance(distances: np.ndarray, ids: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of float32 [n, c] and int64 [n, c] by (distance, id), -1 last whatever its number; cut to k columns."""
+    order = np.argsort(distances, axis=1)
+    far = np.take_along_axis(distances, order, 1)
+    # Sorting by two keys takes five times as long, and few rows have equal distances.
+    tied = np.flatnonzero(((far[:, 1:] == far[:, :-1]) & np.isfinite(far[:, 1:])).any(axis=1))
+    if len(tied):
+        order[tied] = np.lexsort((ids[tied], distances[tied]), axis=-1)
+    near = np.take_along_axis(ids, order, 1)
+    return (far, near) if k is None else (far[:, :k], near[:, :k])
+
+
+def pair_distances(
+    queries: np.ndarray, rows: np.ndarray, ids: np.ndarray, vectors: VectorStore, metric: Metric
+) -> np.ndarray:
+    """float32 [n] distances of queries[rows[i]] and vector ids[i]: the one definition of a distance.
+
+    Each pair is summed alone, by numpy's einsum in its fixed order: not by a matrix product (whose order depends on the
+    shape, the threads and the processor), and with the registers of numpy's baseline rather than the processor's.
+    """
+    out = np.empty(len(ids), dtype=np.float32)
+    for start in range(0, len(ids), _PAIRS):
+        stop = start + _PAIRS
+        found, query = vectors.gather(ids[start:stop]), queries.take(rows[start:stop], axis=0)
+        if metric == "l2":
+            found -= query
+            query = found
+        np.einsum("nd,nd->n", found, query, out=out[start:stop])
+    return out if metric == "l2" else np.negative(out, out=out)

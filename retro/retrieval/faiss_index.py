@@ -1,85 +1,235 @@
-"""Indexes of faiss, from any factory string. The only file that uses faiss (loaded by native.py, after torch).
+"""Search in indexes of faiss, made from any factory string (loaded by native.py, after torch).
 
-faiss' distances depend in their last bits on threads and batching, and those of compressing indexes are approximate. So
-faiss only proposes ids; their distances are computed exactly from the stored vectors and decide the order.
+faiss proposes ids; their distances are computed exactly from the stored vectors and decide the order. What it proposes
+for a query must not depend on the other queries or the threads, but its matrix products round differently from batch to
+batch. So queries go to faiss in batches below the size from which it uses them (20), rotations before an index (OPQ)
+are applied to batches of one fixed shape, and threads are ours: each runs whole batches, with one OpenMP thread.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retro.config.errors import ArtifactCorruptError, ConfigError
-from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.embedder import Metric
-from retro.retrieval.exact import rescore
+from retro.retrieval.exact import rescore, sort_by_distance
+from retro.retrieval.faiss_training import faiss_reason, inverted_lists
 from retro.retrieval.native import load_faiss
 from retro.retrieval.vectors import VectorStore
 
-_BLOCK = 65536
+# Queries of one call of faiss, and of one piece of work of a thread.
+_BATCH, _TASK = 16, 256
+# The most candidates that faiss finds on a GPU.
+_GPU_LIMIT = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """probes, ef_search: of IVF and HNSW indexes, None = faiss' default; k_factor: candidates per neighbor wanted."""
+
+    probes: int | None = None
+    ef_search: int | None = None
+    k_factor: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A faiss index of some of the chunks. rows: chunk id of each position int64, None where it gives ids itself."""
+
+    index: Any
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
 
 
 class FaissIndex:
-    """Search a faiss index. Position p of the index is chunk `rows[p]` (zero vectors are not in the index)."""
+    """Search the parts of an index. Zero vectors are in none, and retrieve nothing.
+
+    threads: at most so many batches are searched at a time; None = OMP_NUM_THREADS, else the cores that this process
+    may use. on_gpu: the parts are searched on the GPU (the same lists; distances are decided here all the same).
+    """
 
     def __init__(
-        self, index: Any, rows: np.ndarray, vectors: VectorStore, metric: Metric, config: VectorIndexConfig
+        self,
+        parts: Sequence[Part],
+        vectors: VectorStore,
+        metric: Metric,
+        settings: SearchSettings | None = None,
+        factory: str = "",
+        threads: int | None = None,
+        on_gpu: bool = False,
     ) -> None:
-        self._index, self._rows, self._vectors, self.metric = index, rows, vectors, metric
-        _set_parameters(index, config)
+        self.parts, self.vectors, self.metric = list(parts), vectors, metric
+        self.factory, self._threads = factory, threads
+        self._among: list[Any] = []
+        self._gpu = [to_gpu(part.index) for part in parts] if on_gpu else []
+        self._pool: ThreadPoolExecutor | None = None
+        self.set(settings or SearchSettings())
+
+    def set(self, settings: SearchSettings) -> None:
+        """Search with these settings from now on. Raises ConfigError for ones that the index does not have."""
+        self.settings = settings
+        for part in self.parts:
+            set_parameters(part.index, settings, self.factory)
+        for index in self._gpu:
+            set_parameters(index, settings, self.factory, gpu=True)
+        refines = any(type(part.index).__name__.startswith("IndexRefine") for part in self.parts)
+        self._fetch_factor = 1 if refines else settings.k_factor or 1
+
+    def restrict(self, ids: np.ndarray) -> None:
+        """Return none but these chunks (int64, ascending) from now on; what is looked at stays the same."""
+        faiss = load_faiss()
+        self._among = []
+        for part in self.parts:
+            places = ids
+            if part.rows is not None and len(part.rows):
+                place = np.minimum(np.searchsorted(part.rows, ids), len(part.rows) - 1)
+                places = place[part.rows[place] == ids]
+            self._among.append(faiss.IDSelectorBatch(places))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(distances float32 [n, k] ascending, ids int64 [n, k]) of queries float32 [n, d]; ties ascend by id.
 
         -1 and inf where the lists or the graph that were looked at hold fewer than k, and for a zero query.
         """
+        return self._run(queries, k, self._exact_batch)
+
+    def candidates(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, in the order and with the distances of the index itself, which compares codes."""
+        return self._run(queries, k, self._candidate_batch)
+
+    def _run(self, queries: np.ndarray, k: int, batch: Any) -> tuple[np.ndarray, np.ndarray]:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        distances = np.full((len(queries), k), np.inf, dtype=np.float32)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         real = np.flatnonzero((queries != 0).any(axis=1))
-        if len(real) and len(self._rows):
-            _, places = self._index.search(queries[real], k)
-            ids[real] = np.where(places >= 0, self._rows[places], -1)
-        return rescore(queries, ids, self._vectors, self.metric)
+
+        def work(start: int) -> None:
+            for first in range(start, min(start + _TASK, len(real)), step):
+                rows = real[first : min(first + step, start + _TASK)]
+                distances[rows], ids[rows] = batch(queries[rows], k)
+
+        step = _TASK if self._gpu else _BATCH
+        # Also for one batch: threads of the pool have one OpenMP thread each, this one may have more.
+        list(self._threads_pool().map(work, range(0, len(real), _TASK)))
+        return distances, ids
+
+    def _threads_pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            faiss = load_faiss()
+            count = 1 if self._gpu else self._threads or usable_threads()
+            self._pool = ThreadPoolExecutor(count, "faiss", lambda: faiss.omp_set_num_threads(1))
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("an open index does not travel between processes: send the folder of its artifact")
+
+    def _exact_batch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        _, ids = self._candidate_batch(queries, k * self._fetch_factor)
+        return rescore(queries, ids, self.vectors, self.metric, k)
+
+    def _candidate_batch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found = [self._search_part(number, queries, k) for number in range(len(self.parts))]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        return sort_by_distance(np.concatenate([d for d, _ in found], 1), np.concatenate([i for _, i in found], 1), k)
+
+    def _search_part(self, number: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        part = self.parts[number]
+        if len(part) == 0:
+            return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        if self._gpu and k <= _GPU_LIMIT:
+            distances, places = self._gpu[number].search(queries, k)
+        else:
+            index, queries = _rotated(part.index, queries)
+            options = self._restriction(index, number) if self._among else None
+            distances, places = index.search(queries, k, params=options)
+        if self.metric == "ip":
+            distances = -distances
+        ids = places if part.rows is None else np.where(places >= 0, part.rows[places], -1)
+        return np.where(ids >= 0, distances, np.float32(np.inf)), ids
+
+    def _restriction(self, index: Any, number: int) -> Any:
+        """Parameters of a call: they replace those of the index, so all are repeated."""
+        faiss = load_faiss()
+        selector, settings = self._among[number], self.settings
+        if isinstance(index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe, max_codes=index.max_codes)
+        if isinstance(index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=settings.ef_search or index.hnsw.efSearch)
+        return faiss.SearchParameters(sel=selector)
 
 
-def build_faiss(
-    vectors: VectorStore, metric: Metric, config: VectorIndexConfig
-) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Train and fill an index: (index, chunk id of each position int64, figures for the manifest).
-
-    Raises ConfigError for a factory string that faiss does not know or cannot train on the vectors at hand.
-    """
-    faiss = load_faiss()
-    rows = np.concatenate(
-        [np.flatnonzero((block != 0).any(axis=1)) + first for first, block in vectors.blocks(_BLOCK)]
-        or [np.zeros(0, np.int64)]
-    )
-    kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+def usable_threads() -> int:
+    """OMP_NUM_THREADS where it is set (workers of a pool share the cores by it), else the cores of this process."""
     try:
-        index = faiss.index_factory(vectors.dimension, config.factory, kind)
+        return max(1, int(os.environ.get("OMP_NUM_THREADS", "")))
+    except ValueError:
+        pass
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _rotated(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The index behind the rotations (OPQ, PCA), and the queries rotated, in a batch of always the same shape."""
+    faiss = load_faiss()
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return index, queries
+    count = len(queries)
+    padded = np.zeros((_BATCH * -(-count // _BATCH), queries.shape[1]), dtype=np.float32)
+    padded[:count] = queries
+    blocks = []
+    for start in range(0, len(padded), _BATCH):
+        block = padded[start : start + _BATCH]
+        for number in range(index.chain.size()):
+            block = faiss.downcast_VectorTransform(index.chain.at(number)).apply(block)
+        blocks.append(block)
+    return faiss.downcast_index(index.index), np.concatenate(blocks)[:count]
+
+
+def set_parameters(index: Any, settings: SearchSettings, factory: str, gpu: bool = False) -> None:
+    """Set the search parameters that are not None. Raises ConfigError for ones that the index does not have."""
+    faiss = load_faiss()
+    space = faiss.GpuParameterSpace() if gpu else faiss.ParameterSpace()
+    values = (("nprobe", "probes", settings.probes), ("efSearch", "ef_search", settings.ef_search))
+    for name, option, value in values:
+        if value is None or (gpu and name == "efSearch"):  # on a GPU the lists are found exactly, without a graph
+            continue
+        try:
+            # efSearch of an IVF index is that of the graph which finds its lists
+            lists = None if gpu else inverted_lists(index)
+            if name == "efSearch" and lists is not None:
+                space.set_index_parameter(index, "quantizer_efSearch", value)
+            else:
+                space.set_index_parameter(index, name, value)
+        except RuntimeError:
+            raise ConfigError(f"{option}: an index of factory {factory!r} has no {name}; remove it") from None
+    if settings.k_factor is not None and not gpu and type(index).__name__.startswith("IndexRefine"):
+        index.k_factor = float(settings.k_factor)
+
+
+def to_gpu(index: Any) -> Any:
+    """A copy of a faiss index on the first GPU. Raises ConfigError for an index that faiss has no GPU form of."""
+    faiss = load_faiss()
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     except RuntimeError as error:
         raise ConfigError(
-            f"factory {config.factory!r}: not a faiss factory string for vectors of {vectors.dimension} dimensions "
-            f"({_reason(error)})"
+            f"device: faiss cannot search this index on a GPU ({faiss_reason(error)}); set device: cpu"
         ) from None
-    _set_parameters(index, config)  # refuses parameters that this index does not have, before the work
-    sample = _training_rows(rows, config)
-    stats: dict[str, Any] = {"vectors": len(rows), "zero_vectors": len(vectors) - len(rows)}
-    if not index.is_trained:
-        _check_training_size(index, len(sample), config)
-        try:
-            index.train(vectors.gather(sample))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"factory {config.factory!r}: cannot be trained on {len(sample)} vectors ({_reason(error)}); "
-                "choose a smaller factory, or raise train_sample if there are more vectors"
-            ) from None
-        stats["training_vectors"] = len(sample)
-    for start in range(0, len(rows), _BLOCK):
-        index.add(vectors.gather(rows[start : start + _BLOCK]))
-    return index, rows, stats
 
 
 def write_faiss(index: Any, path: Path) -> None:
@@ -87,62 +237,18 @@ def write_faiss(index: Any, path: Path) -> None:
     load_faiss().write_index(index, str(path))
 
 
-def read_faiss(path: Path) -> Any:
+def read_faiss(path: Path, into_memory: bool = False) -> Any:
     """Read an index file by memory map where this faiss can map this kind of index, else into memory."""
     faiss = load_faiss()
     flags = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP) | faiss.IO_FLAG_READ_ONLY
     try:
-        try:
-            return faiss.read_index(str(path), flags)
-        except RuntimeError:
-            return faiss.read_index(str(path))
+        if not into_memory:
+            try:
+                return faiss.read_index(str(path), flags)
+            except RuntimeError:
+                pass
+        return faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactCorruptError(f"{path}: not a readable faiss index ({_reason(error)}); make it again") from None
-
-
-def _training_rows(rows: np.ndarray, config: VectorIndexConfig) -> np.ndarray:
-    """A uniform sample without replacement, ascending: not the first rows, which share topics."""
-    if len(rows) <= config.train_sample:
-        return rows
-    generator = np.random.Generator(np.random.Philox(config.seed))
-    return np.sort(generator.choice(rows, size=config.train_sample, replace=False, shuffle=False))
-
-
-def _check_training_size(index: Any, sample: int, config: VectorIndexConfig) -> None:
-    lists = _inverted_lists(index)
-    if lists is not None and sample < lists.nlist:
-        raise ConfigError(
-            f"factory {config.factory!r}: {lists.nlist} centroids need at least as many training vectors (better "
-            f"{39 * lists.nlist}), found {sample}; use fewer lists, or factory: exact"
-        )
-
-
-def _inverted_lists(index: Any) -> Any:
-    faiss = load_faiss()
-    try:
-        return faiss.extract_index_ivf(index)
-    except RuntimeError:
-        return None
-
-
-def _set_parameters(index: Any, config: VectorIndexConfig) -> None:
-    """Set the search parameters that are not None. Raises ConfigError for ones that the index does not have."""
-    faiss = load_faiss()
-    space = faiss.ParameterSpace()
-    for name, option, value in (("nprobe", "probes", config.probes), ("efSearch", "ef_search", config.ef_search)):
-        if value is None:
-            continue
-        try:
-            # efSearch of an IVF index is that of the graph which finds its lists
-            if name == "efSearch" and _inverted_lists(index) is not None:
-                space.set_index_parameter(index, "quantizer_efSearch", value)
-            else:
-                space.set_index_parameter(index, name, value)
-        except RuntimeError:
-            raise ConfigError(f"{option}: an index of factory {config.factory!r} has no {name}; remove it") from None
-
-
-def _reason(error: RuntimeError) -> str:
-    """The last sentence of faiss' message, without its C++ location."""
-    text = str(error).strip().splitlines()[-1]
-    return text.rsplit("Error: ", 1)[-1].removeprefix("'").rstrip("'")
+        raise ArtifactCorruptError(
+            f"{path}: not a readable faiss index ({faiss_reason(error)}); make it again"
+        ) from None

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from retro.artifacts.manifest import input_path, open_manifest
+from retro.artifacts.manifest import Manifest, input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import from_dict
 from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer
-from retro.retrieval.embedder import Embedder, check_recipe, open_embedder
+from retro.retrieval.devices import choose_engine
+from retro.retrieval.embedder import Embedder, Metric, check_recipe, open_embedder
 from retro.retrieval.exact import ExactIndex
+from retro.retrieval.faiss_index import FaissIndex, Part, SearchSettings, read_faiss
 from retro.retrieval.vectors import VectorStore, open_vectors
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class VectorSearcher:
 
 
 def open_vector_searcher(folder: str | Path, device: str = "auto") -> VectorSearcher:
-    """The searcher of a finished index over vectors."""
+    """The searcher of a finished index over vectors. device: of the embedder and the index (speed only)."""
     folder = Path(folder)
     manifest = open_manifest(folder, "index")
     embeddings = input_path(folder, manifest, "embeddings")
@@ -77,22 +79,56 @@ def open_vector_searcher(folder: str | Path, device: str = "auto") -> VectorSear
     embeddings_manifest = open_manifest(embeddings)
     embedder = open_embedder(input_path(embeddings, embeddings_manifest, "embedder"), device)
     tokenizer = open_chunk_tokenizer(input_path(embeddings, embeddings_manifest, CHUNKS_KIND))
-    config = from_dict(VectorIndexConfig, manifest.config["vectors"], str(folder))
-    index = open_vector_index(folder, vectors, embedder.metric, config, manifest.shards[0]["name"])
+    # `cuda` asks for the embedder there; the index goes there where faiss or torch can
+    index = open_vector_index(folder, manifest, vectors, embedder.metric, "cpu" if device == "cpu" else "auto")
     return VectorSearcher(embedder, index, vectors, tokenizer, manifest.fingerprint)
 
 
 def open_vector_index(
-    folder: Path, vectors: VectorStore, metric: Any, config: VectorIndexConfig, shard: str
+    folder: Path, manifest: Manifest, vectors: VectorStore, metric: Metric, device: str = "auto"
 ) -> VectorIndex:
-    """The index files of `folder` over the vectors that they were built from."""
-    if config.factory == "exact":
-        return ExactIndex(vectors, metric)
-    from retro.retrieval.faiss_index import FaissIndex, read_faiss
+    """The index of a finished artifact over the vectors that it was built from, with the settings that it records.
 
-    path = folder / ROWS_FILE.format(shard)
-    try:
-        rows = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise ArtifactCorruptError(f"{path}: not a readable array ({error}); make the index again") from None
-    return FaissIndex(read_faiss(folder / FAISS_FILE.format(shard)), rows, vectors, metric, config)
+    Raises ArtifactCorruptError for files that are not readable, ConfigError for `device: cuda` where there is none.
+    """
+    config = from_dict(VectorIndexConfig, manifest.config["vectors"], str(folder))
+    factory = manifest.stats.get("factory", config.factory)
+    engine = choose_engine(device, exact=factory == "exact")
+    if factory == "exact":
+        return open_exact(vectors, metric, engine, device)
+    recorded = manifest.stats.get("search")
+    settings = SearchSettings(config.probes, config.ef_search) if recorded is None else SearchSettings(**recorded)
+    names = [part["name"] for part in manifest.stats.get("parts", [{"name": manifest.shards[0]["name"]}])]
+    return open_parts(folder, names, vectors, metric, settings, factory, on_gpu=engine == "faiss-gpu")
+
+
+def open_exact(vectors: VectorStore, metric: Metric, engine: str, device: str) -> VectorIndex:
+    """Exact search over vectors, on the GPU where the engine is torch."""
+    if engine == "torch":
+        from retro.retrieval.torch_index import TorchIndex
+
+        return TorchIndex(vectors, metric, device)
+    return ExactIndex(vectors, metric)
+
+
+def open_parts(
+    folder: Path,
+    names: Sequence[str],
+    vectors: VectorStore,
+    metric: Metric,
+    settings: SearchSettings,
+    factory: str = "",
+    on_gpu: bool = False,
+) -> FaissIndex:
+    """The parts of an index in `folder`, by memory map, as one index."""
+    parts = []
+    for name in names:
+        path = folder / ROWS_FILE.format(name)
+        rows = None
+        if path.exists():
+            try:
+                rows = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise ArtifactCorruptError(f"{path}: not a readable array ({error}); make the index again") from None
+        parts.append(Part(read_faiss(folder / FAISS_FILE.format(name)), rows))
+    return FaissIndex(parts, vectors, metric, settings, factory, on_gpu=on_gpu)

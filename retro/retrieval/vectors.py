@@ -32,19 +32,38 @@ class VectorStore:
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(f"vector ids: expected 0 to {len(self) - 1}, found {ids.min()} to {ids.max()}")
         if len(self.shards) == 1:
-            return self.shards[0][ids].astype(np.float32)
+            return as_float32(self.shards[0].take(ids, axis=0))
         out = np.empty((len(ids), self.dimension), dtype=np.float32)
         shard = np.searchsorted(self.starts, ids, side="right") - 1
         for number in np.unique(shard):
             rows = np.flatnonzero(shard == number)
-            out[rows] = self.shards[number][ids[rows] - self.starts[number]]
+            out[rows] = as_float32(self.shards[number].take(ids[rows] - self.starts[number], axis=0))
         return out
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first id, float32 [<= size, d]) over the whole store, in order."""
         for start, shard in zip(self.starts, self.shards, strict=False):
             for offset in range(0, len(shard), size):
-                yield int(start) + offset, np.asarray(shard[offset : offset + size], dtype=np.float32)
+                yield int(start) + offset, as_float32(np.array(shard[offset : offset + size]))
+
+    def aligned_blocks(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first id, float32 [<= size, d]) over rows [start, stop), cut at multiples of `size` whatever the shards."""
+        first = start
+        while first < stop:
+            last = min((first // size + 1) * size, stop)
+            yield first, self.gather(np.arange(first, last))
+            first = last
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """`values` (not read-only) as float32. numpy widens half precision one number at a time, torch 20 times faster."""
+    if values.dtype == np.float32:
+        return values
+    if values.dtype == np.float16 and values.size >= 4096:
+        import torch
+
+        return np.asarray(torch.from_numpy(np.ascontiguousarray(values)).float().numpy())
+    return values.astype(np.float32)
 
 
 def open_vectors(folder: str | Path) -> VectorStore:
