@@ -85,4 +85,8 @@ class Squares(Stage):
 
 
 if __name__ == "__main__":
-    run_stage(Squares(wait=float(sys.argv[3])), Path(sys.argv[1]), Executor(int(sys.argv[2])), progress=False)
+    # root workers wait [rank world [count]]
+    numbers = [float(argument) for argument in sys.argv[2:]] + [0, 1, 6][len(sys.argv) - 4 :]
+    workers, wait, rank, world, count = numbers
+    stage = Squares(count=int(count), wait=wait)
+    run_stage(stage, Path(sys.argv[1]), Executor(int(workers), rank=int(rank), world=int(world)), progress=False)
