@@ -56,13 +56,14 @@ HEAVY: dict[str, set[str]] = {
     "accelerate": {"retro.train"},
     "datasets": {"data_prep"},
     "datasketch": {"data_prep"},
+    "ray": {"data_prep"},
     "pyarrow": {"data_prep"},
     "sentencepiece": {"retro.data", "data_prep"},
     "tokenizers": {"retro.data", "data_prep"},
     "matplotlib": {"retro.analysis"},
 }
 # Never at a module's top level: the module must be importable without them.
-LAZY = ("faiss", "transformers", "wandb", "tensorboard", "datasets", "scipy", "matplotlib")
+LAZY = ("faiss", "transformers", "wandb", "tensorboard", "datasets", "scipy", "matplotlib", "ray")
 
 IMPORTS = all_imports()
 FILES = modules()
