@@ -21,6 +21,7 @@ from data_prep.stage import Stage
 from data_prep.tokenize_documents import TokenizeStage
 from data_prep.train_index import TrainIndexStage
 from data_prep.train_tokenizer import TokenizerStage
+from data_prep.update.add import add_steps, write_added_release
 from retro.artifacts.atomic import remove_dead_temporaries
 from retro.artifacts.release import Split, write_release
 from retro.config.errors import ConfigError
@@ -39,6 +40,8 @@ class Step:
 
 def steps(config: PrepConfig) -> list[Step]:
     """The steps in order. `build` is called with the folders of the steps before it, by name."""
+    if config.base is not None:
+        return [Step(name, build) for name, build in add_steps(config)]
     root = Path(config.root)
     found: list[Step] = []
 
@@ -151,6 +154,8 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
 
 def release(config: PrepConfig, done: dict[str, Path]) -> Path:
     """Write release.json for the finished folders."""
+    if config.base is not None:
+        return write_added_release(config, done)
     database = "+".join(sorted(config.database_splits))
     path = Path(config.root) / "release.json"
     write_release(

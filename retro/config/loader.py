@@ -35,16 +35,28 @@ def load_config(cls: type[T], path: str | Path | None = None, overrides: Iterabl
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type, or a value the class refuses.
     """
+    return _build(cls, load_mapping(cls, path, overrides), where="", source=_source(path))
+
+
+def load_mapping(cls: type, path: str | Path | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What file and overrides say, as a mapping for `from_dict`: without defaults, values not converted yet.
+
+    Raises ConfigError for a missing or malformed file and for overrides of unknown keys.
+    """
     base: dict[str, Any] = {}
     folder = Path.cwd()
     if path is not None:
         path = Path(path)
         base = _read_yaml_mapping(path)
         folder = path.resolve().parent
-    base = _expand_includes(cls, base, folder, str(path) if path else "defaults")
+    base = _expand_includes(cls, base, folder, _source(path) if path else "defaults")
     for item in overrides:
         _apply_override(cls, base, item)
-    return _build(cls, base, where="", source=str(path) if path else "command line")
+    return base
+
+
+def _source(path: str | Path | None) -> str:
+    return str(path) if path else "command line"
 
 
 def to_dict(config: Any) -> Any:

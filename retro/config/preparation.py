@@ -22,13 +22,16 @@ class PrepConfig:
     of the cluster) and executor: where they run, both of speed only; database_splits: splits whose chunks may be
     retrieved (never a held-out one); query_splits: splits that get neighbors (their chunks are trained or evaluated
     on); token_order_seed: of the shuffled document order; token_shard_bytes: stored documents per shard of tokens,
-    null: by the size of the corpus; embed: null unless the index is over vectors; questions: a question set made from
-    the same documentation (null: none).
+    null: by the size of the corpus; base: a release.json that the documents are added to (`retro prep add`): chunk,
+    embed, index and deduplicate are then those of the base, neighbors too unless given, and tokenizer and questions
+    stay out of the file; embed: null unless the index is over vectors; questions: a question set made from the same
+    documentation (null: none).
     """
 
     root: str
     workers: int = 0
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    base: str | None = None
     ingest: IngestConfig = field(default_factory=IngestConfig)
     deduplicate: DeduplicateConfig | None = field(default_factory=DeduplicateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from retro.config.loader import load_config
+from retro.config.loader import from_dict, load_mapping
 from retro.config.preparation import PrepConfig
 
 
@@ -15,5 +15,10 @@ def add_config(parser: argparse.ArgumentParser, text: str = "YAML file, e.g. con
 
 
 def read_config(arguments: argparse.Namespace) -> PrepConfig:
-    """The configuration that the arguments name. Raises ConfigError."""
-    return load_config(PrepConfig, arguments.config, arguments.overrides)
+    """The configuration that the arguments name, completed by that of its base. Raises ConfigError."""
+    given = load_mapping(PrepConfig, arguments.config, arguments.overrides)
+    if given.get("base") is None:
+        return from_dict(PrepConfig, given, arguments.config)
+    from data_prep.update.inherit import inherit
+
+    return from_dict(PrepConfig, inherit(given), arguments.config)
