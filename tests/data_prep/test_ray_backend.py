@@ -47,6 +47,11 @@ def on_ray(cluster):
 
 
 @pytest.fixture
+def unconnected() -> None:
+    disconnect()
+
+
+@pytest.fixture
 def clean(tmp_path: Path) -> dict[str, bytes]:
     return content(run_stage(Squares(), tmp_path / "clean", progress=False))
 
@@ -163,12 +168,12 @@ def test_a_foreign_connection_is_used_and_stays(tmp_path, clean, cluster):
 
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://host", "host:"])
-def test_what_is_no_address(address):
+def test_what_is_no_address(unconnected, address):
     with pytest.raises(ConfigError, match=r"executor\.address: expected host:port"):
         connect(ExecutorConfig(type="ray", address=address))
 
 
-def test_an_address_where_nobody_answers():
+def test_an_address_where_nobody_answers(unconnected):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ConfigError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
@@ -196,7 +201,7 @@ def test_an_address_where_something_else_listens():
     assert "error: executor: no connection to the Ray cluster at 127.0.0.1" in done.stderr
 
 
-def test_without_ray(monkeypatch):
+def test_without_ray(unconnected, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install"):
         connect(ExecutorConfig(type="ray"))
