@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "compare checksums, check chunks and neighbors, and make a sample of shards again",
     ),
     "show": ("retro.cli.prep_verbs.show", "print chunks beside their neighbors"),
+    "tune-index": (
+        "retro.cli.prep_verbs.tune_index",
+        "measure what the search settings of a finished index cost and bring: recall, time, size",
+    ),
     "add": ("retro.cli.prep_verbs.add", "add documents to a finished release: a new one, in which only they are made"),
     "swap": ("retro.cli.prep_verbs.swap", "the queries of one release with the database of another: a new release"),
     "export": ("retro.cli.prep_verbs.export", "write a release with all that it needs into one archive with checksums"),

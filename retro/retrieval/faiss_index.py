@@ -68,7 +68,8 @@ class FaissIndex:
         on_gpu: bool = False,
     ) -> None:
         self.parts, self.vectors, self.metric = list(parts), vectors, metric
-        self.factory, self._threads = factory, threads
+        self.factory = factory
+        self.threads = 1 if on_gpu else threads or usable_threads()
         self._among: list[Any] = []
         self._gpu = [to_gpu(part.index) for part in parts] if on_gpu else []
         self._pool: ThreadPoolExecutor | None = None
@@ -125,8 +126,7 @@ class FaissIndex:
     def _threads_pool(self) -> ThreadPoolExecutor:
         if self._pool is None:
             faiss = load_faiss()
-            count = 1 if self._gpu else self._threads or usable_threads()
-            self._pool = ThreadPoolExecutor(count, "faiss", lambda: faiss.omp_set_num_threads(1))
+            self._pool = ThreadPoolExecutor(self.threads, "faiss", lambda: faiss.omp_set_num_threads(1))
         return self._pool
 
     def __getstate__(self) -> dict[str, Any]:
