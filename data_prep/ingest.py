@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.corpus_changes import CORPUS_FILES_NAME, corpus_change, write_corpus_files
+from data_prep.external_sort import find_repeats, sort_runs
 from data_prep.readers.base import (
     BROKEN_UTF8,
     EMPTY_TEXT,
@@ -22,7 +24,8 @@ from data_prep.readers.base import (
     RawRecord,
     Reject,
 )
-from data_prep.readers.files import FileHasher, FilesReader
+from data_prep.readers.files import FilesReader
+from data_prep.readers.hashing import FileHasher
 from data_prep.readers.registry import build_reader
 from data_prep.split import Splitter
 from data_prep.stage import Shard, ShardResult, Stage
@@ -30,8 +33,10 @@ from retro.config.errors import ArtifactCorruptError, ArtifactError, ConfigError
 from retro.config.loader import to_dict
 from retro.config.prep import SPLIT_NAMES, IngestConfig
 from retro.data.document import DOCUMENTS_KIND, Document, DocumentWriter, document_key, read_documents
+from retro.data.npy_file import NpyReader, NpyWriter
 
 _SHOWN = 5
+_BLOCK_ROWS = 1 << 14
 # Where a corpus lies; what it holds is in its identity (for the hub: name and commit).
 _PLACE = ("folder", "path", "revision")
 
@@ -40,8 +45,10 @@ class IngestStage(Stage):
     """Reads the corpus that `config` describes.
 
     Per shard: `documents-00000-*.jsonl.zst`, `keys-00000.npy` (uint64 document keys, in order) and
-    `rejects-00000.jsonl` ({"source", "line", "reason"}; line 0: the whole file).
-    Statistics: documents, text_bytes, splits, rejects by reason, groups.
+    `rejects-00000.jsonl` ({"source", "line", "reason"}; line 0: the whole file). At the end `corpus.jsonl.zst`, the
+    files of the corpus ({"file", "bytes", "sha256"}), by which a later run says what has changed.
+    Statistics: documents, text_bytes, splits, rejects by reason, encodings.
+    Memory: one record (several copies of it); of the corpus only the list of its files.
 
     After everything was read, ArtifactCorruptError is raised if more than `max_reject_fraction` of the records, or of
     the files, were rejected, ArtifactError if two documents have one id or if there is no document at all, and
@@ -49,7 +56,7 @@ class IngestStage(Stage):
     """
 
     name = "ingest"
-    version = 1
+    version = 2
     kind = DOCUMENTS_KIND
 
     def __init__(self, config: IngestConfig, cache: Path | None = None) -> None:
@@ -65,6 +72,7 @@ class IngestStage(Stage):
                 "split": config.split.identity(),
                 "max_reject_fraction": config.max_reject_fraction,
                 "max_record_bytes": config.max_record_bytes,
+                **({} if config.reader == "huggingface" else {"piece_bytes": config.piece_bytes}),
             },
             {},
         )
@@ -84,8 +92,10 @@ class IngestStage(Stage):
         splits: Counter[str] = Counter()
         rejects: Counter[str] = Counter()
         matched: Counter[str] = Counter()
-        keys: list[int] = []
+        encodings: Counter[str] = Counter()
+        waiting: list[int] = []
         with (
+            NpyWriter(out / f"keys-{shard.name}.npy", np.uint64) as keys,
             DocumentWriter(out, shard.name) as documents,
             open(out / f"rejects-{shard.name}.jsonl", "w", encoding="utf-8", newline="\n") as rejected,
         ):
@@ -97,16 +107,22 @@ class IngestStage(Stage):
                     rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
                     continue
                 documents.write(result)
-                keys.append(document_key(result.id))
+                waiting.append(document_key(result.id))
+                if len(waiting) == _BLOCK_ROWS:
+                    keys.append(np.array(waiting, dtype=np.uint64))
+                    waiting = []
+                if isinstance(record, RawRecord) and record.encoding:
+                    encodings[record.encoding] += 1
                 splits[result.split] += 1
                 if result.group in listed:
                     matched[result.group] += 1
-        np.save(out / f"keys-{shard.name}.npy", np.array(keys, dtype="<u8"), allow_pickle=False)
+            keys.append(np.array(waiting, dtype=np.uint64))
         stats = {
             "documents": documents.count,
             "text_bytes": documents.text_bytes,
             "splits": dict(sorted(splits.items())),
             "rejects": dict(sorted(rejects.items())),
+            "encodings": dict(sorted(encodings.items())),
             "listed_groups": dict(sorted(matched.items())),
         }
         return ShardResult(documents.count, stats)
@@ -116,22 +132,26 @@ class IngestStage(Stage):
         splits: Counter[str] = Counter()
         rejects: Counter[str] = Counter()
         matched: Counter[str] = Counter()
+        encodings: Counter[str] = Counter()
         for record in records:
+            encodings.update(record["stats"]["encodings"])
             splits.update(record["stats"]["splits"])
             rejects.update(record["stats"]["rejects"])
             matched.update(record["stats"]["listed_groups"])
         documents = sum(record["stats"]["documents"] for record in records)
         self._check_rejects(folder, documents, rejects)
-        self._check_ids(folder, records)
+        self._check_ids(folder, out, records)
         for group in Splitter(self.ingest.split).listed_groups:
             if group not in matched:
                 raise ConfigError(f"split: group {group!r} is listed, but no document has it; correct or remove it")
+        write_corpus_files(out / CORPUS_FILES_NAME, self.reader.described())
         return {
             "documents": documents,
             "text_bytes": sum(record["stats"]["text_bytes"] for record in records),
             "splits": {name: splits[name] for name in SPLIT_NAMES if splits[name]},
             "rejected": sum(rejects.values()),
             "rejects": dict(sorted(rejects.items())),
+            "encodings": dict(sorted(encodings.items())),
             "files": self.reader.num_files(),
         }
 
@@ -139,7 +159,13 @@ class IngestStage(Stage):
         """One line for people."""
         splits = ", ".join(f"{count:,} {name}" for name, count in stats["splits"].items())
         line = f"{stats['documents']:,} documents, {stats['text_bytes'] / 1e6:.1f} MB of text ({splits})"
+        if set(stats["encodings"]) - {"utf-8"}:
+            line += f"; encodings: {_counts(stats['encodings'])}"
         return f"{line}; rejected {_counts(stats['rejects'])}" if stats["rejected"] else line
+
+    def corpus_change(self, root: Path) -> str | None:
+        """One line about how the corpus differs from the one that was last ingested below `root`; see there."""
+        return corpus_change(self, self.reader.described(), root)
 
     def _check_rejects(self, folder: Path, documents: int, rejects: Counter[str]) -> None:
         bad_files = sum(count for reason, count in rejects.items() if reason in FILE_REASONS)
@@ -162,29 +188,49 @@ class IngestStage(Stage):
     def _listing(self, folder: Path) -> str:
         return f"; listed in {folder}/rejects-*.jsonl"
 
-    def _check_ids(self, folder: Path, records: list[dict[str, Any]]) -> None:
+    def _check_ids(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
         """Documents are told apart by key everywhere later, so two with one key must not pass."""
-        keys = np.concatenate([np.load(folder / f"keys-{r['name']}.npy", allow_pickle=False) for r in records])
-        keys.sort()
-        repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
-        if not len(repeated):
-            return
-        wanted = set(repeated[:_SHOWN].tolist())
-        examples: dict[str, list[str]] = {}
-        for document in _documents(folder, records):
-            if document_key(document.id) in wanted:
-                examples.setdefault(document.id, []).append(document.source)
-        shown = "; ".join(f"{name!r} in {' and '.join(places[:2])}" for name, places in sorted(examples.items()))
-        raise ArtifactError(
-            f"{len(repeated):,} document ids are used more than once: {shown}; "
-            "name a field that identifies the records as id_field, or set it to null to use file and line"
-        )
+        keys = (folder / f"keys-{record['name']}.npy" for record in records)
+        every = sort_runs(keys, out / ".keys.npy", np.uint64)
+        repeated = count_and_first(find_repeats(every), _SHOWN)
+        every.unlink()
+        if repeated[0]:
+            examples = _places(folder, records, repeated[1])
+            shown = "; ".join(f"{name!r} in {' and '.join(places)}" for name, places in sorted(examples.items()))
+            raise ArtifactError(
+                f"{repeated[0]:,} document ids are used more than once: {shown}; "
+                "name a field that identifies the records as id_field, or set it to null to use file and line"
+            )
 
 
-def _documents(folder: Path, records: list[dict[str, Any]]) -> Iterator[Document]:
+def count_and_first(items: Iterator[int], most: int) -> tuple[int, list[int]]:
+    """(how many there are, the first `most` of them)"""
+    kept: list[int] = []
+    count = 0
+    for item in items:
+        count += 1
+        if len(kept) < most:
+            kept.append(item)
+    return count, kept
+
+
+def _places(folder: Path, records: list[dict[str, Any]], keys: list[int]) -> dict[str, list[str]]:
+    """The first two places of the documents with each of these keys, by id. Reads the shards that have them only."""
+    found: dict[int, list[tuple[str, str]]] = {key: [] for key in keys}
     for record in records:
+        wanted = [key for key, places in found.items() if len(places) < 2]
+        stored = NpyReader(folder / f"keys-{record['name']}.npy", np.uint64)
+        if not any(np.isin(block, np.array(wanted, dtype=np.uint64)).any() for block in stored.blocks(_BLOCK_ROWS)):
+            continue
         for path in sorted(folder.glob(f"documents-{record['name']}-*.jsonl.zst")):
-            yield from read_documents(path)
+            for document in read_documents(path):
+                places = found.get(document_key(document.id))
+                if places is not None and len(places) < 2:
+                    places.append((document.id, document.source))
+    examples: dict[str, list[str]] = {}
+    for name, source in [place for places in found.values() for place in places]:
+        examples.setdefault(name, []).append(source)
+    return examples
 
 
 def accept_record(record: RawRecord, splitter: Splitter) -> Document | Reject:

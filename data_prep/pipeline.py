@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def steps(config: PrepConfig) -> list[Step]:
     def add(name: str, build: Callable[[dict[str, Path]], Stage]) -> None:
         found.append(Step(name, build))
 
-    add("ingest", lambda done: IngestStage(config.ingest, cache=root / ".corpus-hashes.json"))
+    add("ingest", lambda done: IngestStage(config.ingest, cache=root / ".corpus-hashes.jsonl"))
     documents = "ingest"
     if config.deduplicate is not None:
         for name, build in deduplicate_steps(config.deduplicate):
@@ -146,7 +147,10 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
     done: dict[str, Path] = {}
     try:
         for step in steps(config):
-            done[step.name] = run_stage(step.build(done), root, executor, progress)
+            stage = step.build(done)
+            if isinstance(stage, IngestStage) and (change := stage.corpus_change(root)) is not None:
+                sys.stderr.write(change + "\n")
+            done[step.name] = run_stage(stage, root, executor, progress)
     finally:
         disconnect()
     return release(config, done)

@@ -7,6 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep.readers.hashing import CorpusFile
+from retro.config.prep import HuggingFaceConfig, JsonlConfig, ParquetConfig
+
+FieldNames = JsonlConfig | ParquetConfig | HuggingFaceConfig
+
 # Reasons for which a record or a file is rejected; counted in the manifest, so their spelling is a format.
 NO_TEXT = "no text"
 EMPTY_TEXT = "empty text"
@@ -32,12 +37,14 @@ class RawRecord:
     """One record before it is split and checked. `source` is a relative path, `line` counts from 1 (0: whole file).
 
     `fields` maps id, text, title, group and split to what the record holds; a missing key is a missing field, and
-    values may be of any type: `accept_record` in data_prep/ingest.py judges them alike for all readers.
+    values may be of any type: `accept_record` in data_prep/ingest.py judges them alike for all readers. `encoding`: of
+    the bytes that were decoded, "" where the format has its own.
     """
 
     source: str
     line: int
     fields: dict[str, Any]
+    encoding: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +72,14 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, piece: dict[str, Any]) -> Iterator[RawRecord | Reject]:
-        """The records of one piece, in order, without holding more than one in memory."""
+        """The records of one piece, in order, without holding more than one in memory.
+
+        Raises ArtifactMismatchError if the corpus is not what `pieces` saw.
+        """
+
+    def described(self) -> list[CorpusFile]:
+        """The files that the identity is made from, by relative path; empty for a corpus that is not files."""
+        return []
 
     @abstractmethod
     def num_files(self) -> int:
@@ -90,17 +104,17 @@ def pack(items: list[dict[str, Any]], sizes: list[int], target: int) -> list[dic
 
 
 def record_fields(
-    record: dict[str, Any],
-    text_field: str,
-    id_field: str | None,
-    title_field: str | None,
-    group_field: str | None,
-    split_field: str | None,
-    position_id: str,
+    record: dict[str, Any], config: FieldNames, split_field: str | None, position_id: str
 ) -> dict[str, Any]:
     """The fields of a RawRecord from a record of a user's corpus; `position_id` serves where no id field is named."""
-    wanted = {"text": text_field, "id": id_field, "title": title_field, "group": group_field, "split": split_field}
+    wanted = {
+        "text": config.text_field,
+        "id": config.id_field,
+        "title": config.title_field,
+        "group": config.group_field,
+        "split": split_field,
+    }
     fields = {name: record[key] for name, key in wanted.items() if key is not None and key in record}
-    if id_field is None:
+    if config.id_field is None:
         fields["id"] = position_id
     return fields

@@ -65,7 +65,8 @@ def _zstd_blocks(file: IO[bytes]) -> Iterator[bytes]:
     # zstandard's stream_reader ends silently at a truncated frame; a decompression object knows that it is not done.
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor()
+    # Archives made with --long=31 need it; the memory is used only for frames that ask for it.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = None
     try:
         while data := file.read(_BLOCK // 16):

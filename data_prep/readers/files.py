@@ -1,32 +1,17 @@
-"""Finding the files of a corpus, and hashing them once: the hash is the identity of the corpus."""
+"""Finding the files of a corpus, and what their readers have in common."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data_prep.readers.base import Reader
-from retro.artifacts.atomic import write_json_atomic
+from data_prep.readers.hashing import CorpusFile, FileGuard, FileHasher, corpus_identity
 from retro.config.errors import ArtifactError, ArtifactMissingError
-
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """One file. relative: posix path below the corpus folder. marks: [(byte offset, lines before it)], about every
-    `spacing` bytes and always just after a line end, so that a plain text file can be read from there."""
-
-    relative: str
-    path: Path
-    bytes: int
-    sha256: str
-    marks: tuple[tuple[int, int], ...]
+from retro.config.prep import PIECE_BYTES, JsonlConfig, ParquetConfig, TextFolderConfig
 
 
 def find_files(folder: str | Path, patterns: Iterable[str]) -> list[tuple[str, Path]]:
@@ -59,88 +44,50 @@ def find_files(folder: str | Path, patterns: Iterable[str]) -> list[tuple[str, P
 
 
 class FilesReader(Reader):
-    """What the readers of file corpora share: the list of files, its hash as identity. Subclasses read them."""
+    """What the readers of file corpora share: options, the list of files, its hash as identity."""
 
-    spacing: int = 1 << 62  # bytes between the line marks of a file; the default makes none but the first
+    cuts_files = False  # whether `pieces` cuts a file at its line marks
 
-    def __init__(self, folder: str, patterns: tuple[str, ...], hasher: FileHasher | None) -> None:
-        self.folder = Path(folder)
-        self.patterns = patterns
+    def __init__(
+        self,
+        config: JsonlConfig | ParquetConfig | TextFolderConfig,
+        split_field: str | None = None,
+        longest: int = 64 << 20,
+        hasher: FileHasher | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        """split_field: the field of records that names their split; longest: bytes of the longest record that is
+        read; piece_bytes: about how much makes a piece."""
+        self.config: Any = config
+        self.folder = Path(config.folder)
+        self.split_field = split_field
+        self.longest = longest
         self.hasher = hasher or FileHasher()
+        self.piece_bytes = piece_bytes
+        self.guard = FileGuard()
 
     @cached_property
     def files(self) -> list[CorpusFile]:
         """The files of the corpus, hashed, by relative path."""
-        return self.hasher.describe(find_files(self.folder, self.patterns), self.spacing)
+        spacing = self.piece_bytes if self.cuts_files else 1 << 62
+        return self.hasher.describe(find_files(self.folder, self.config.files), spacing)
 
     def identity(self) -> dict[str, Any]:
         return corpus_identity(self.files)
 
+    def described(self) -> list[CorpusFile]:
+        return self.files
+
     def num_files(self) -> int:
         return len(self.files)
 
+    @contextmanager
+    def unchanged(self, item: dict[str, Any]) -> Iterator[Path]:
+        """The path of the item's file, which is as it was hashed before and after it is read.
 
-class FileHasher:
-    """SHA-256 and line marks of files, streamed, remembered by (path, size, modification time in ns).
-
-    `cache` is an optional JSON file that keeps what was computed between runs. A file altered without a change of
-    size and time is not noticed while the cache holds it; deleting the cache file is always safe.
-    """
-
-    def __init__(self, cache: str | Path | None = None) -> None:
-        self.cache = None if cache is None else Path(cache)
-        self._known: dict[str, dict[str, Any]] = {}
-        if self.cache is not None and self.cache.is_file():
-            try:
-                known = json.loads(self.cache.read_text(encoding="utf-8"))
-                self._known = known if isinstance(known, dict) else {}
-            except (OSError, ValueError):
-                self._known = {}  # a cache, not an artifact: rebuilt without a word
-
-    def describe(self, files: list[tuple[str, Path]], spacing: int) -> list[CorpusFile]:
-        """Every file with its hash and its marks about every `spacing` bytes."""
-        described, changed = [], False
-        for relative, path in files:
-            status = path.stat()
-            key = str(path.resolve())
-            stamp = [status.st_size, status.st_mtime_ns, spacing]
-            entry = self._known.get(key)
-            if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
-                sha256, marks = _scan(path, spacing)
-                entry = self._known[key] = {"stamp": stamp, "sha256": sha256, "marks": marks}
-                changed = True
-            marks_tuple = tuple((int(offset), int(lines)) for offset, lines in entry["marks"])
-            described.append(CorpusFile(relative, path, status.st_size, entry["sha256"], marks_tuple))
-        if changed and self.cache is not None:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(self.cache, self._known)
-        return described
-
-
-def corpus_identity(files: list[CorpusFile]) -> dict[str, Any]:
-    """Number, bytes and one hash over relative path, size and hash of all files."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(json.dumps([file.relative, file.bytes, file.sha256]).encode() + b"\n")
-    return {"files": len(files), "bytes": sum(file.bytes for file in files), "sha256": digest.hexdigest()}
-
-
-def _scan(path: Path, spacing: int) -> tuple[str, list[list[int]]]:
-    """Hash of the file, and marks [offset, lines before] from [0, 0] on."""
-    digest = hashlib.sha256()
-    marks = [[0, 0]]
-    offset = lines = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            # A mark lies just after the first line end that is `spacing` bytes or more after the mark before.
-            while (start := max(0, marks[-1][0] + spacing - offset)) < len(block):
-                end = block.find(b"\n", start)
-                if end < 0:
-                    break
-                marks.append([offset + end + 1, lines + block.count(b"\n", 0, end + 1)])
-            offset += len(block)
-            lines += block.count(b"\n")
-    if len(marks) > 1 and marks[-1][0] == offset:
-        marks.pop()  # the file ends there: nothing to read from it
-    return digest.hexdigest(), marks
+        Raises ArtifactMismatchError if it is not.
+        """
+        path = self.folder / item["file"]
+        self.guard.check(path, item["state"])
+        yield path
+        self.guard.check(path, item["state"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.base import CORRUPT_FILE, EMPTY_FILE, RawRecord, Reader, Reject, record_fields
-from data_prep.readers.files import FileHasher, corpus_identity, find_files
+from data_prep.readers.files import find_files
+from data_prep.readers.hashing import CorpusFile, FileGuard, FileHasher, corpus_identity
 from retro.config.errors import ArtifactError, ArtifactMissingError, RetroError
 from retro.config.prep import HuggingFaceConfig
 
@@ -27,6 +28,7 @@ class HuggingFaceReader(Reader):
         self.config = config
         self.split_field = split_field
         self.hasher = hasher or FileHasher()
+        self.guard = FileGuard()
 
     @property
     def local(self) -> bool:
@@ -60,9 +62,16 @@ class HuggingFaceReader(Reader):
         config = self.config
         chosen: dict[str, Any] = {"name": config.name, "split": config.split}
         if self.local:
-            files = self.hasher.describe(find_files(config.path, ("**/*",)), 1 << 62)
-            return {**corpus_identity(files), **chosen}
+            return {**corpus_identity(self._local_files), **chosen}
         return {"hub": config.path, "revision": self.revision, **chosen}
+
+    @cached_property
+    def _local_files(self) -> list[CorpusFile]:
+        """The files of a local folder; few, so that every worker gets the list."""
+        return self.hasher.describe(find_files(self.config.path, ("**/*",)), 1 << 62) if self.local else []
+
+    def described(self) -> list[CorpusFile]:
+        return self._local_files
 
     def num_files(self) -> int:
         return max(1, int(self._dataset().num_shards))
@@ -85,6 +94,7 @@ class HuggingFaceReader(Reader):
     def read(self, piece: dict[str, Any]) -> Iterator[RawRecord | Reject]:
         config = self.config
         source = f"{config.split}/{piece['shard']:05d}"
+        self._check_files()
         dataset = self._dataset()
         if piece["of"] > 1:
             dataset = dataset.shard(num_shards=piece["of"], index=piece["shard"])
@@ -101,18 +111,15 @@ class HuggingFaceReader(Reader):
             if record is None:
                 break
             row += 1
-            fields = record_fields(
-                record,
-                config.text_field,
-                config.id_field,
-                config.title_field,
-                config.group_field,
-                self.split_field,
-                f"{source}:{row}",
-            )
-            yield RawRecord(source, row, fields)
+            yield RawRecord(source, row, record_fields(record, config, self.split_field, f"{source}:{row}"))
         if row == 0:
             yield Reject(source, 0, EMPTY_FILE)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Raise ArtifactMismatchError if a local file is not what it was when the corpus was hashed."""
+        for file in self._local_files:
+            self.guard.check(Path(self.config.path) / file.relative, file.state)
 
     def _dataset(self) -> Any:
         """The streamed split. Raises ArtifactError with the library's own words where it cannot be opened."""

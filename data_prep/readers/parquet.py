@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from data_prep.readers.base import (
@@ -15,30 +16,17 @@ from data_prep.readers.base import (
     pack,
     record_fields,
 )
-from data_prep.readers.files import FileHasher, FilesReader
+from data_prep.readers.files import FilesReader
 from retro.config.errors import ArtifactError
-from retro.config.prep import ParquetConfig
 
-PIECE_BYTES = 64 << 20
-_BATCH_ROWS = 256
+# Rows in memory at once: of about so many bytes by the average of the row group, and never more than so many.
+_BATCH_BYTES, _BATCH_ROWS = 4 << 20, 1024
+# Pages are read through a buffer of so many bytes; without it a column's whole part of the row group is in memory.
+_BUFFER_BYTES = 1 << 20
 
 
 class ParquetReader(FilesReader):
     """One record per row; `line` is the row's number in the file, from 1."""
-
-    def __init__(
-        self,
-        config: ParquetConfig,
-        split_field: str | None = None,
-        longest: int = 64 << 20,
-        hasher: FileHasher | None = None,
-        piece_bytes: int = PIECE_BYTES,
-    ) -> None:
-        super().__init__(config.folder, config.files, hasher)
-        self.config = config
-        self.split_field = split_field
-        self.longest = longest
-        self.piece_bytes = piece_bytes
 
     def pieces(self) -> list[dict[str, Any]]:
         """Row groups {"file", "group", "row"}; a file without a readable footer or without rows is {"file"} alone.
@@ -52,7 +40,7 @@ class ParquetReader(FilesReader):
         sizes: list[int] = []
         for file in self.files:
             try:
-                with pyarrow.parquet.ParquetFile(file.path) as opened:
+                with pyarrow.parquet.ParquetFile(self.folder / file.relative) as opened:
                     metadata = opened.metadata
                     names = set(opened.schema_arrow.names)
             except (pyarrow.ArrowException, OSError):
@@ -62,15 +50,15 @@ class ParquetReader(FilesReader):
             missing = [name for name in self._columns() if name not in names]
             if missing:
                 raise ArtifactError(
-                    f"{file.path}: column {missing[0]!r} not found; the file has {', '.join(sorted(names))}; "
-                    "correct the field names in the configuration"
+                    f"{self.folder / file.relative}: column {missing[0]!r} not found; the file has "
+                    f"{', '.join(sorted(names))}; correct the field names in the configuration"
                 )
             if metadata.num_rows == 0:
                 items.append({"file": file.relative, "reason": EMPTY_FILE})
                 sizes.append(0)
             row = 0
             for group in range(metadata.num_row_groups):
-                items.append({"file": file.relative, "group": group, "row": row})
+                items.append({"file": file.relative, "group": group, "row": row, "state": file.state})
                 sizes.append(metadata.row_group(group).total_byte_size)
                 row += metadata.row_group(group).num_rows
         return pack(items, sizes, self.piece_bytes)
@@ -80,21 +68,25 @@ class ParquetReader(FilesReader):
             if "reason" in item:
                 yield Reject(item["file"], 0, item["reason"])
             else:
-                yield from self._read_group(item["file"], item["group"], item["row"])
+                with self.unchanged(item) as path:
+                    yield from self._read_group(path, item["file"], item["group"], item["row"])
 
     def _columns(self) -> list[str]:
         config = self.config
         fields = (config.text_field, config.id_field, config.title_field, config.group_field, self.split_field)
         return [name for name in fields if name is not None]
 
-    def _read_group(self, source: str, group: int, row: int) -> Iterator[RawRecord | Reject]:
+    def _read_group(self, path: Path, source: str, group: int, row: int) -> Iterator[RawRecord | Reject]:
         import pyarrow
         import pyarrow.parquet
 
         columns = list(dict.fromkeys(self._columns()))
         try:
-            with pyarrow.parquet.ParquetFile(self.folder / source) as opened:
-                for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as opened:
+                described = opened.metadata.row_group(group)
+                per_row = max(1, described.total_byte_size // max(1, described.num_rows))
+                rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // per_row))
+                for batch in opened.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                     for i in range(batch.num_rows):
                         row += 1
                         yield self._record(source, row, {name: batch.column(name)[i] for name in columns})
@@ -109,14 +101,4 @@ class ParquetReader(FilesReader):
             record = {name: cell.as_py() for name, cell in cells.items() if cell.is_valid}
         except UnicodeDecodeError:
             return Reject(source, row, BROKEN_UTF8)
-        config = self.config
-        fields = record_fields(
-            record,
-            config.text_field,
-            config.id_field,
-            config.title_field,
-            config.group_field,
-            self.split_field,
-            f"{source}:{row}",
-        )
-        return RawRecord(source, row, fields)
+        return RawRecord(source, row, record_fields(record, self.config, self.split_field, f"{source}:{row}"))

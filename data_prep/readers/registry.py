@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_prep.readers.base import Reader
-from data_prep.readers.files import FileHasher
+from data_prep.readers.hashing import FileHasher
 from data_prep.readers.huggingface import HuggingFaceReader
 from data_prep.readers.jsonl import JsonlReader
 from data_prep.readers.parquet import ParquetReader
@@ -21,14 +21,14 @@ from retro.config.prep import (
 def build_reader(config: IngestConfig, hasher: FileHasher | None = None) -> Reader:
     """The reader of `config.reader`. It opens nothing yet. `hasher` keeps file hashes between runs."""
     section = config.source
-    longest = config.max_record_bytes
+    longest, piece_bytes = config.max_record_bytes, config.piece_bytes
     split_field = config.split.field
     if isinstance(section, JsonlConfig):
-        return JsonlReader(section, split_field, longest, hasher)
+        return JsonlReader(section, split_field, longest, hasher, piece_bytes)
     if isinstance(section, ParquetConfig):
-        return ParquetReader(section, split_field, longest, hasher)
+        return ParquetReader(section, split_field, longest, hasher, piece_bytes)
     if isinstance(section, TextFolderConfig):
-        return TextFolderReader(section, longest, hasher)
+        return TextFolderReader(section, split_field, longest, hasher, piece_bytes)
     if isinstance(section, HuggingFaceConfig):
         return HuggingFaceReader(section, split_field, hasher)
-    return PythonDocsReader(section, longest, hasher)
+    return PythonDocsReader(section, longest, hasher, piece_bytes)

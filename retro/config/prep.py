@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,9 +12,25 @@ from retro.config.errors import ConfigError
 SPLIT_NAMES = ("train", "valid", "test", "database_only")
 
 
+# About as much of a corpus as one worker reads at a time: small enough that a corpus of 100 MB is read in parallel.
+PIECE_BYTES = 16 << 20
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_encodings(names: tuple[str, ...]) -> None:
+    _require(len(names) > 0, "encodings: expected at least one, such as utf-8")
+    for name in names:
+        try:
+            known = codecs.lookup(name).name
+            "".encode(name)  # not one of the codecs from bytes to bytes
+        except (LookupError, ValueError):
+            raise ConfigError(f"encodings: {name!r} is not known to Python; expected such as utf-8, cp1252") from None
+        _require(name == known, f"encodings: expected the name {known!r}, found {name!r}")
+        _require(names.count(name) == 1, f"encodings: {name!r} is listed twice")
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,8 @@ class JsonlConfig:
     """JSON Lines, plain or compressed (.gz, .zst, .xz): one record per line.
 
     folder: where the files are; files: glob patterns relative to it. id_field None: the id is `relative/path:line`.
-    Fields are top-level keys of the records.
+    Fields are top-level keys of the records. encodings: tried in this order for each record, the first that fits is
+    taken (the manifest counts which); files with a byte order mark of UTF-16 or UTF-32 are read as such.
     """
 
     folder: str = ""
@@ -30,6 +48,16 @@ class JsonlConfig:
     id_field: str | None = None
     title_field: str | None = None
     group_field: str | None = None
+    encodings: tuple[str, ...] = ("utf-8",)
+
+    def __post_init__(self) -> None:
+        _check_encodings(self.encodings)
+        for name in self.encodings:
+            _require(
+                "{}\n".encode(name) == b"{}\n",
+                f"encodings: {name!r} writes ends of lines in another way, so its lines cannot be found; files of "
+                "UTF-16 and UTF-32 are known by their byte order mark, others must be converted",
+            )
 
 
 @dataclass(frozen=True)
@@ -46,13 +74,18 @@ class ParquetConfig:
 
 @dataclass(frozen=True)
 class TextFolderConfig:
-    """A folder of UTF-8 text files: each file is one document, its id the relative path, its group the first folder.
+    """A folder of text files: each file is one document, its id the relative path, its group the first folder.
 
-    Files directly in `folder` are of group ".".
+    Files directly in `folder` are of group ".". encodings: tried in this order for each file, the first that fits is
+    taken (the manifest counts which); files with a byte order mark are read by it.
     """
 
     folder: str = ""
     files: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.rst")
+    encodings: tuple[str, ...] = ("utf-8",)
+
+    def __post_init__(self) -> None:
+        _check_encodings(self.encodings)
 
 
 @dataclass(frozen=True)
@@ -191,7 +224,9 @@ class IngestConfig:
 
     reader: which of the sections below is used; filling in another one is an error. max_reject_fraction: the run
     fails, after everything was read, if more than this share of the records or of the files was rejected.
-    max_record_bytes: a longer record is rejected instead of being held in memory.
+    max_record_bytes: a longer record is rejected instead of being held in memory (about eight times its size).
+    piece_bytes: what one worker reads at a time, about (parquet: uncompressed; python_docs: four times the bytes of
+    source code). Never cut are a compressed file, a row group of parquet and a package.
     """
 
     reader: Literal["jsonl", "parquet", "text_folder", "huggingface", "python_docs"] = "python_docs"
@@ -203,6 +238,7 @@ class IngestConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     max_reject_fraction: float = 0.01
     max_record_bytes: int = 64 * 1024 * 1024
+    piece_bytes: int = PIECE_BYTES
 
     def __post_init__(self) -> None:
         for name in READERS:
@@ -216,6 +252,11 @@ class IngestConfig:
             f"max_reject_fraction: expected 0 to 1, found {self.max_reject_fraction}",
         )
         _require(self.max_record_bytes >= 1, f"max_record_bytes: expected 1 or more, found {self.max_record_bytes}")
+        _require(self.piece_bytes >= 1, f"piece_bytes: expected 1 or more, found {self.piece_bytes}")
+        _require(
+            self.reader != "huggingface" or self.piece_bytes == PIECE_BYTES,
+            "piece_bytes is not read by reader 'huggingface', whose data sets have shards of their own; remove it",
+        )
         section = self.source
         if isinstance(section, PythonDocsConfig):
             _require(

@@ -37,14 +37,15 @@ def altered(words, count, seed=0):
     return words[:-count] + prose(f"altered {seed}", count)
 
 
-def documents(root: Path, files: list[list[tuple[str, str, str]]]) -> Path:
-    """Artifact of (id, split, text), one file per list."""
+def documents(root: Path, files: list[list[tuple[str, str, str]]], **options) -> Path:
+    """Artifact of (id, split, text), one file of the corpus per list."""
     for i, records in enumerate(files):
         write_lines(root / "corpus" / f"{i}.jsonl", [{"id": a, "part": b, "text": c} for a, b, c in records])
     config = IngestConfig(
         reader="jsonl",
         jsonl=JsonlConfig(folder=str(root / "corpus"), id_field="id"),
         split=SplitConfig(by="field", field="part"),
+        **options,
     )
     return run_stage(IngestStage(config), root / "prep", progress=False)
 
@@ -222,9 +223,8 @@ def test_every_dropped_document_names_a_survivor_of_no_later_split(expected):
 
 
 def test_same_bytes_for_one_and_two_workers_and_for_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.readers.jsonl.JsonlReader.__init__.__defaults__", (None, 64 << 20, None, 1))
     records = corpus(1)
-    source = documents(tmp_path, [records[:10], records[10:20], records[20:]])
+    source = documents(tmp_path, [records[:10], records[10:20], records[20:]], piece_bytes=1)
     one = run(source, 1, tmp_path / "one")
     two = run(source, 2, tmp_path / "two")
     for module, name in (("sign_documents", "_BATCH_DOCUMENTS"), ("find_duplicates", "_COMPARED")):

@@ -26,7 +26,7 @@ from tests.data_prep.corpora import write_lines
 
 
 def config(folder, split=None, **options):
-    names = ("text_field", "id_field", "title_field", "group_field", "files")
+    names = ("text_field", "id_field", "title_field", "group_field", "files", "encodings")
     section = {name: options.pop(name) for name in names if name in options}
     reader = JsonlConfig(folder=str(folder), **section)
     return IngestConfig(reader="jsonl", jsonl=reader, split=split or SplitConfig(), **options)
@@ -60,6 +60,7 @@ def test_documents_of_a_corpus(tmp_path):
         "splits": {"train": 2},
         "rejected": 0,
         "rejects": {},
+        "encodings": {"utf-8": 2},
         "files": 1,
     }
 
@@ -239,12 +240,11 @@ def test_a_listed_group_that_nothing_has_is_an_error(tmp_path):
 # --- identity and determinism
 
 
-def test_same_bytes_for_one_and_two_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.readers.jsonl.JsonlReader.__init__.__defaults__", (None, 64 << 20, None, 2000))
+def test_same_bytes_for_one_and_two_workers(tmp_path):
     for name in "abc":
         write_lines(tmp_path / "c" / f"{name}.jsonl", [{"text": f"{name} {i}"} for i in range(300)] + [b"{"] * 2)
-    one = run(config(tmp_path / "c"), tmp_path / "one", workers=1)
-    two = run(config(tmp_path / "c"), tmp_path / "two", workers=2)
+    one = run(config(tmp_path / "c", piece_bytes=2000), tmp_path / "one", workers=1)
+    two = run(config(tmp_path / "c", piece_bytes=2000), tmp_path / "two", workers=2)
     assert len(document_files(one)) > 4
     assert content(one) == content(two)
 
@@ -273,6 +273,8 @@ def test_a_changed_corpus_is_another_artifact(tmp_path):
         {"split": SplitConfig(test_fraction=0.2)},
         {"max_reject_fraction": 0.02},
         {"max_record_bytes": 99},
+        {"piece_bytes": 99},
+        {"encodings": ("utf-8", "cp1252")},
         {"id_field": "id"},
         {"text_field": "body"},
         {"title_field": "t"},

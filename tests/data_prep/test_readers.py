@@ -23,7 +23,8 @@ from data_prep.readers.base import (
     pack,
 )
 from data_prep.readers.compressed import iter_lines
-from data_prep.readers.files import FileHasher, find_files
+from data_prep.readers.files import find_files
+from data_prep.readers.hashing import FileHasher
 from data_prep.readers.huggingface import HuggingFaceReader
 from data_prep.readers.jsonl import JsonlReader
 from data_prep.readers.parquet import ParquetReader
@@ -212,7 +213,7 @@ def test_hash_cache_is_used_and_may_be_broken_or_deleted(tmp_path, monkeypatch):
 
     first = identity()
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.readers.files._scan", lambda *_: pytest.fail("hashed again"))
+        patch.setattr("data_prep.readers.hashing.scan", lambda *_: pytest.fail("hashed again"))
         assert identity() == first
     cache.write_text("{broken")
     assert identity() == first

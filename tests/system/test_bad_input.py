@@ -82,7 +82,7 @@ def files(place, foreign, tmp_path) -> Files:
 def snapshot(root: Path) -> dict[str, str]:
     """Checksum of every file that a command must leave alone; only a run's own log may grow."""
     paths = [p for p in root.rglob("*") if p.is_file() and not p.is_symlink()]
-    return {str(p): sha256_file(p) for p in paths if p.name not in ("log.txt", ".lock", ".corpus-hashes.json")}
+    return {str(p): sha256_file(p) for p in paths if p.name not in ("log.txt", ".lock", ".corpus-hashes.jsonl")}
 
 
 def expect_refusal(files: Files, command: list[str], code: int, message: str, capsys) -> str:

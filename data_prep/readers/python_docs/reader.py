@@ -16,7 +16,7 @@ from data_prep.readers.base import (
     Reject,
     pack,
 )
-from data_prep.readers.files import FileHasher, corpus_identity
+from data_prep.readers.hashing import CorpusFile, FileHasher, corpus_identity
 from data_prep.readers.python_docs.exports import Scope, is_private, module_scope, public_names
 from data_prep.readers.python_docs.extract import Docstring, module_docstrings, parse_module
 from data_prep.readers.python_docs.locate import (
@@ -26,9 +26,10 @@ from data_prep.readers.python_docs.locate import (
     standard_library_files,
     version_of,
 )
-from retro.config.prep import PythonDocsConfig
+from retro.config.prep import PIECE_BYTES, PythonDocsConfig
 
-_STANDARD_LIBRARY_PIECE = 4 << 20
+# Reading source code costs about as much as reading so many times the bytes of records.
+_COST = 4
 
 
 class PythonDocsReader(Reader):
@@ -39,10 +40,17 @@ class PythonDocsReader(Reader):
     a stub's text is used only where no source documents the object.
     """
 
-    def __init__(self, config: PythonDocsConfig, longest: int = 64 << 20, hasher: FileHasher | None = None) -> None:
+    def __init__(
+        self,
+        config: PythonDocsConfig,
+        longest: int = 64 << 20,
+        hasher: FileHasher | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         self.config = config
         self.longest = longest
         self.hasher = hasher or FileHasher()
+        self.piece_bytes = piece_bytes
 
     @cached_property
     def packages(self) -> dict[str, list[SourceFile]]:
@@ -54,12 +62,19 @@ class PythonDocsReader(Reader):
         return found
 
     def identity(self) -> dict[str, Any]:
-        files = [(file.relative, file.path) for files in self.packages.values() for file in files]
-        described = self.hasher.describe(sorted(files), 1 << 62)
         versions = {name: version_of(name) for name in sorted(set(self.config.packages))}
         if self.config.standard_library:
             versions["standard library"] = python_version()
-        return {**corpus_identity(described), "versions": versions}
+        return {**corpus_identity(self.files), "versions": versions}
+
+    @cached_property
+    def files(self) -> list[CorpusFile]:
+        """All source files, hashed, by relative path."""
+        files = [(file.relative, file.path) for files in self.packages.values() for file in files]
+        return self.hasher.describe(sorted(files), 1 << 62)
+
+    def described(self) -> list[CorpusFile]:
+        return self.files
 
     def num_files(self) -> int:
         return sum(len(files) for files in self.packages.values())
@@ -69,7 +84,7 @@ class PythonDocsReader(Reader):
         pieces = [{"items": [{"package": name}]} for name in own]
         library = [name for name in self.packages if name not in own]
         sizes = [sum(file.path.stat().st_size for file in self.packages[name]) for name in library]
-        return pieces + pack([{"package": name} for name in library], sizes, _STANDARD_LIBRARY_PIECE)
+        return pieces + pack([{"package": name} for name in library], sizes, self.piece_bytes // _COST)
 
     def read(self, piece: dict[str, Any]) -> Iterator[RawRecord | Reject]:
         for item in piece["items"]:
