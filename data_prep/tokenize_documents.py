@@ -23,7 +23,7 @@ from retro.data.token_store import ORDER_NAME, TOKENS_KIND
 from retro.data.token_writer import ShardWriter
 from retro.data.tokenizer import TOKENIZER_KIND, Tokenizer, open_tokenizer
 
-_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 20, 1 << 13
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 18, 1 << 12
 _PLACE = np.dtype([("rank", "<u8"), ("key", "<u8"), ("number", "<i8")])
 _BLOCK = 1 << 16
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep import document_shards, tokenizer_sample, train_tokenizer
 from data_prep.chunk import ChunkStage
@@ -20,6 +24,7 @@ from data_prep.train_tokenizer import TokenizerStage
 from retro.artifacts.manifest import Manifest, open_manifest, write_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, ConfigError
 from retro.config.prep_tokens import ChunkConfig, SentencePieceConfig, TokenizerConfig, TokensConfig
+from retro.data import token_writer
 from retro.data.chunk_store import open_chunk_store
 from retro.data.document import Document, DocumentWriter, document_files, document_key, read_documents
 from retro.data.token_store import open_token_store
@@ -309,3 +314,32 @@ def test_training_stage_makes_a_lossless_tokenizer_and_the_same_bytes_again(tmp_
         assert tokenizer.decode(tokenizer.encode(document.text)) == document.text
     other = TokenizerConfig(train=SentencePieceConfig(vocab_size=310, seed=1))
     assert TokenizerStage(other, corpus).fingerprint() != tokenizer.fingerprint
+
+
+@given(st.lists(st.text(), min_size=4, max_size=4))
+def test_records_are_json_whatever_the_names(names: list[str]) -> None:
+    names = [name.encode("utf-8", "replace").decode("utf-8") for name in names]
+    title, source, group = names[1:]
+    document = Document(names[0], "text", title, source, group, "train")
+    expected = {"id": names[0], "title": title, "source": source, "group": group}
+    line = json.dumps(expected, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n"
+    assert token_writer._record(document) == line
+
+
+def test_a_tokenizer_that_loses_text_is_said_to(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    """Bytes are counted from tokens, so bits per byte are those of the normalised text."""
+    lossy = shutil.copytree(tokenizer, tmp_path / "lossy")
+    config = lossy / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"lossless": true', '"lossless": null'))
+    manifest = json.loads((lossy / "manifest.json").read_text())
+    manifest["fingerprint"] = "f" * 16
+    for entry in manifest["files"]:
+        entry["bytes"] = (lossy / entry["name"]).stat().st_size
+    (lossy / "manifest.json").write_text(json.dumps(manifest))
+    for folder, lossless in ((tokenizer, True), (lossy, False)):
+        stage = TokenizeStage(TokensConfig(), corpus, folder)
+        made = run_stage(stage, tmp_path, progress=False)
+        found = open_manifest(made)
+        assert found.stats["lossless"] is lossless and open_token_store(made).lossless is lossless
+        words = "not lossless, so bits per byte will be approximate"
+        assert (words in stage.summary(found.stats, found.rows)) is not lossless
