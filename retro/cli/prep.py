@@ -11,11 +11,12 @@ from retro.config.command_line import CommandParser
 # verb -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("retro.cli.prep_verbs.run", "carry out every stage that is not finished; killed at any moment it resumes"),
-    "status": ("retro.cli.prep_verbs.status", "what is done, resumable, missing; sizes"),
-    "explain": ("retro.cli.prep_verbs.explain", "which fields made a folder differ from those that are there"),
+    "plan": ("retro.cli.prep_verbs.plan", "what a preparation would cost: chunks, bytes, memory, hours, and why"),
+    "status": ("retro.cli.prep_verbs.status", "what is done, resumable, missing; sizes, progress, rest"),
+    "explain": ("retro.cli.prep_verbs.explain", "which fields or inputs made a folder differ from another"),
     "verify": (
         "retro.cli.prep_verbs.verify",
-        "compare checksums, check chunks and neighbors, and make a sample of shards again",
+        "a preparation or a release: checksums, chunks and neighbors, and a sample of shards made again",
     ),
     "show": ("retro.cli.prep_verbs.show", "print chunks beside their neighbors"),
     "tune-index": (
