@@ -21,7 +21,7 @@ class Progress:
         self.label, self.total, self.enabled = label, total, enabled
         self.own = self.others = self.before = self.failed = 0
         self.started = time.monotonic()
-        self._printed = 0.0
+        self._printed = self.started  # a short stage has one line, at its end
         self._looked = self._look_pause = 0.0
 
     @property
