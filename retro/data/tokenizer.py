@@ -7,6 +7,7 @@ Artifact kind "tokenizer": `tokenizer.model` (sentencepiece) or `tokenizer.json`
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,23 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens give nothing, bytes that are not UTF-8 the replacement character."""
 
+    def decode_batch(self, token_rows: Sequence[np.ndarray]) -> list[str]:
+        """`decode` of each row (int64 [length])."""
+        if not self.lossless or not len(token_rows):
+            return self._decode_each(token_rows)
+        # One copy of all bytes, then a cut per row: half the time of a join per row.
+        flat = np.concatenate(token_rows)
+        content, starts, sizes = self._byte_table
+        ends = np.cumsum(sizes[flat])
+        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts[flat] - (ends - sizes[flat]), sizes[flat])
+        text = content[places].tobytes()
+        cuts = np.concatenate([[0], ends])[np.cumsum([0, *(len(row) for row in token_rows)])].tolist()
+        return [text[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(cuts)]
+
+    @abstractmethod
+    def _decode_each(self, token_rows: Sequence[np.ndarray]) -> list[str]:
+        """`decode_batch` of a tokenizer that is not lossless."""
+
     @abstractmethod
     def _piece_bytes(self) -> list[bytes]:
         """UTF-8 bytes that each id stands for; special tokens b''."""
@@ -70,6 +88,12 @@ class Tokenizer(ABC):
         for special in (self.bos_id, self.eos_id, self.pad_id):
             pieces[special] = b""
         return pieces
+
+    @cached_property
+    def _byte_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(bytes of all ids one after the other: uint8, start of each id's: int64, how many: int64)."""
+        sizes = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
+        return np.frombuffer(b"".join(self._bytes), dtype=np.uint8), np.cumsum(sizes) - sizes, sizes
 
     def token_byte_lengths(self) -> np.ndarray:
         """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special tokens.
@@ -128,6 +152,10 @@ class SentencePieceTokenizer(Tokenizer):
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
         return str(self._processor.decode([int(i) for i in ids if self._bytes[i]]))
 
+    def _decode_each(self, token_rows: Sequence[np.ndarray]) -> list[str]:
+        rows = [[i for i in row.tolist() if self._bytes[i]] for row in token_rows]
+        return [str(text) for text in self._processor.decode(rows)] if rows else []
+
     def _piece_bytes(self) -> list[bytes]:
         model = self._processor
         out = []
@@ -170,6 +198,11 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.lossless:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _decode_each(self, token_rows: Sequence[np.ndarray]) -> list[str]:
+        return [
+            str(t) for t in self._tokenizer.decode_batch([r.tolist() for r in token_rows], skip_special_tokens=True)
+        ]
 
     def _piece_bytes(self) -> list[bytes]:
         added = {int(t["id"]): t for t in self._description.get("added_tokens", [])}

@@ -44,7 +44,7 @@ def strip_specials(token_rows: Sequence[np.ndarray], specials: np.ndarray) -> li
 
 def decode_rows(tokenizer: Tokenizer, token_rows: Sequence[np.ndarray]) -> list[str]:
     """Text of each row without its special tokens. Rows cut inside a character decode to a replacement character."""
-    return [tokenizer.decode(row.tolist()) for row in strip_specials(token_rows, special_ids(tokenizer))]
+    return tokenizer.decode_batch(strip_specials(token_rows, special_ids(tokenizer)))
 
 
 def open_chunk_tokenizer(chunks: str | Path) -> Tokenizer:
