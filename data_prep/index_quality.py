@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,12 @@ _GAIN = 0.002
 class Sample:
     """Vectors of the database as queries, each without itself.
 
-    queries float32 [n, d]; own int64 [n]; exact int64 [n, k], -1 = none; among: the chunks that exact neighbors were
-    looked for in (ascending), None = all.
+    queries float32 [n, d]; own int64 [n]; exact int64 [n, k], -1 = none.
     """
 
     queries: np.ndarray
     own: np.ndarray
     exact: np.ndarray
-    among: np.ndarray | None
 
     @property
     def k(self) -> int:
@@ -42,41 +39,16 @@ class Sample:
         return int(self.exact.shape[1])
 
 
-class _Rows:
-    """Some rows of a store, read in blocks: what ExactIndex reads of a VectorStore."""
-
-    def __init__(self, vectors: VectorStore, ids: np.ndarray) -> None:
-        self._vectors, self._ids = vectors, ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def gather(self, ids: np.ndarray) -> np.ndarray:
-        return self._vectors.gather(self._ids[ids])
-
-    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, len(self._ids), size):
-            yield first, self._vectors.gather(self._ids[first : first + size])
-
-
 def draw_sample(vectors: VectorStore, metric: Metric, config: VectorIndexConfig) -> Sample:
     """The sample of a configuration: `recall_queries` vectors by `seed` and their exact neighbors.
 
-    In a database of more than `recall_rows` vectors the exact neighbors are those among a sample of so many, and the
-    index is asked for none but these: time and memory stay bounded, and as the neighbors of a sample lie further away,
-    the recall is a low estimate.
+    One pass over the embeddings by blocks: bounded memory, and less work than encoding them was.
     """
     generator = np.random.Generator(np.random.Philox(config.seed))
-    size = min(config.recall_queries, len(vectors))
-    own = draw_rows(generator, len(vectors), size)
+    own = draw_rows(generator, len(vectors), min(config.recall_queries, len(vectors)))
     queries = vectors.gather(own)
-    if len(vectors) <= config.recall_rows:
-        _, found = ExactIndex(vectors, metric).search(queries, config.recall_at + 1)
-        return Sample(queries, own, drop_self(found, own, config.recall_at), None)
-    among = draw_rows(generator, len(vectors), config.recall_rows)
-    _, places = ExactIndex(_Rows(vectors, among), metric).search(queries, config.recall_at + 1)  # type: ignore[arg-type]
-    found = np.where(places >= 0, among[places], -1)
-    return Sample(queries, own, drop_self(found, own, config.recall_at), among)
+    _, found = ExactIndex(vectors, metric).search(queries, config.recall_at + 1)
+    return Sample(queries, own, drop_self(found, own, config.recall_at))
 
 
 def measure_recall(index: Any, sample: Sample) -> float | None:
@@ -98,41 +70,78 @@ def recall_by_factor(index: FaissIndex, sample: Sample, factors: tuple[int, ...]
 def choose_settings(index: FaissIndex, sample: Sample, config: VectorIndexConfig) -> SearchSettings:
     """The configured settings, and for those that are None the cheapest with a recall of `recall_target`.
 
-    Fewest probes (ef_search) first, then the smallest k_factor. Where none reaches the target: the fewest probes within
-    0.002 of the best.
+    Probes (or efSearch) are doubled until the target is reached, and twice more: more lists with fewer candidates may
+    cost less. Cheapest by what is read, codes and vectors, not by a clock: the same everywhere. Where the target is not
+    reached: the fewest probes from where twice as many, and again twice, brought less than 0.002.
     """
-    lists = max((part.index and inverted_lists(part.index) is not None for part in index.parts), default=False)
-    graph = not lists and any(is_graph(part.index) for part in index.parts)
-    refines = any(type(part.index).__name__.startswith("IndexRefine") for part in index.parts)
-    factors = (config.k_factor,) if config.k_factor is not None else K_FACTORS
-    if refines:  # its k_factor belongs to faiss and changes what is found
-        factors = (1,)
-    best: tuple[float, SearchSettings] | None = None
-    for settings in _settings(index, config, lists, graph):
-        index.set(settings)
-        for factor, recall in recall_by_factor(index, sample, factors).items():
-            chosen = dataclasses.replace(settings, k_factor=config.k_factor if refines else factor)
-            if recall is None or recall >= config.recall_target:
-                index.set(chosen)
-                return chosen
-            if best is None or recall > best[0] + _GAIN:
-                best = recall, chosen
-    assert best is not None
-    index.set(best[1])
-    return best[1]
-
-
-def _settings(index: FaissIndex, config: VectorIndexConfig, lists: bool, graph: bool) -> Iterator[SearchSettings]:
-    given = SearchSettings(config.probes, config.ef_search, config.k_factor)
-    if lists and config.probes is None:
-        count = max(inverted_lists(part.index).nlist for part in index.parts)
-        for power in range(int(math.log2(count)) + 1):
-            yield dataclasses.replace(given, probes=2**power)
-    elif graph and config.ef_search is None:
-        for value in EF_SEARCH:
-            yield dataclasses.replace(given, ef_search=value)
+    good: list[tuple[float, SearchSettings]] = []
+    bests: list[tuple[float, SearchSettings]] = []
+    steps = _steps(index, config)
+    reached = len(steps)
+    for number, step in enumerate(steps):
+        found = [pair for settings in step for pair in _recalls(index, sample, config, settings)]
+        good += [(_cost(index, chosen, sample), chosen) for recall, chosen in found if recall >= config.recall_target]
+        bests.append(max(found, key=lambda pair: pair[0]))
+        if good:
+            reached = min(reached, number)
+        if number == reached + 2 or (not good and number >= 6 and bests[-1][0] < bests[-3][0] + _GAIN):
+            break
+    if good:
+        chosen = min(good, key=lambda pair: pair[0])[1]
     else:
-        yield given
+        most = max(recall for recall, _ in bests)
+        chosen = next(settings for recall, settings in bests if recall >= most - _GAIN)
+    index.set(chosen)
+    return chosen
+
+
+def _steps(index: FaissIndex, config: VectorIndexConfig) -> list[list[SearchSettings]]:
+    """Settings to try, each step more work than the one before."""
+    given = [SearchSettings(config.probes, config.ef_search, config.k_factor)]
+    if _refines(index) and config.k_factor is None:  # its k_factor changes what faiss itself returns
+        given = [dataclasses.replace(settings, k_factor=factor) for settings in given for factor in K_FACTORS]
+    lists = [inverted_lists(part.index) for part in index.parts]
+    if any(part is not None for part in lists):
+        if config.probes is not None:
+            return [given]
+        count = max(part.nlist for part in lists)
+        doubling = [2**power for power in range(int(math.log2(count)) + 1)]
+        return [[dataclasses.replace(settings, probes=n) for settings in given] for n in doubling]
+    if any(is_graph(part.index) for part in index.parts) and config.ef_search is None:
+        return [[dataclasses.replace(settings, ef_search=n) for settings in given] for n in EF_SEARCH]
+    return [given]
+
+
+def _recalls(
+    index: FaissIndex, sample: Sample, config: VectorIndexConfig, settings: SearchSettings
+) -> list[tuple[float, SearchSettings]]:
+    index.set(settings)
+    if _refines(index):
+        return [(_due(measure_recall(index, sample)), settings)]
+    factors = K_FACTORS if config.k_factor is None else (config.k_factor,)
+    found = recall_by_factor(index, sample, factors)
+    return [(_due(recall), dataclasses.replace(settings, k_factor=factor)) for factor, recall in found.items()]
+
+
+def _cost(index: FaissIndex, settings: SearchSettings, sample: Sample) -> float:
+    """Bytes of codes that a query compares, and those of the vectors of its candidates, read here and there and so
+    counted five times."""
+    ivf = inverted_lists(index.parts[0].index)
+    scanned = 0.0
+    if ivf is not None:
+        scanned = (settings.probes or 1) * sum(map(len, index.parts)) / ivf.nlist * ivf.code_size
+    elif settings.ef_search is not None:
+        scanned = settings.ef_search * index.vectors.dimension * 4
+    return scanned + 5 * (settings.k_factor or 1) * sample.k * index.vectors.dimension * 4
+
+
+def _refines(index: FaissIndex) -> bool:
+    return any(type(part.index).__name__.startswith("IndexRefine") for part in index.parts)
+
+
+def _due(recall: float | None) -> float:
+    """Where no neighbor was due, any setting does."""
+    return 1.0 if recall is None else recall
 
 
 def _number(recall: float) -> float | None:

@@ -104,8 +104,6 @@ def tune(folder: Path, sweep: Sweep, progress: Callable[[Point], object] | None 
     config = from_dict(VectorIndexConfig, manifest.config["vectors"], str(folder))
     config = dataclasses.replace(config, recall_queries=sweep.queries, recall_at=sweep.at)
     sample = draw_sample(vectors, metric, config)
-    if sample.among is not None:
-        index.restrict(sample.among)
     if measure_recall(index, sample) is None:
         raise ConfigError(f"tune-index: no query among {len(vectors)} vectors has a neighbor; the index is too small")
     points: list[Point] = []

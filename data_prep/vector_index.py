@@ -245,15 +245,12 @@ class VectorIndexStage(Stage):
         settings = SearchSettings(self._vectors.probes, self._vectors.ef_search, self._vectors.k_factor)
         index = open_parts(place, names, self._store, metric, settings, self._factory)
         sample = draw_sample(self._store, metric, self._vectors)
-        if sample.among is not None:
-            index.restrict(sample.among)
         chosen = choose_settings(index, sample, self._vectors)
         return {
             "search": dataclasses.asdict(chosen),
             "recall": measure_recall(index, sample),
             "recall_at": sample.k,
             "recall_queries": len(sample.own),
-            "recall_among": len(self._store) if sample.among is None else len(sample.among),
         }
 
     def summary(self, stats: dict[str, Any], rows: int) -> str:

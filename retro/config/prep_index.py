@@ -65,8 +65,7 @@ class VectorIndexConfig:
     (the index compares codes; the exact distances of the candidates, computed from the embeddings, decide). None =
     measured when the index is built: the cheapest setting whose recall@`recall_at` on the sample is `recall_target`.
 
-    recall_queries, recall_at: recall@k against exact search is measured on so many vectors, each without itself;
-    recall_rows: in a larger database the exact neighbors are those among so many sampled vectors.
+    recall_queries, recall_at: recall@k against exact search is measured on so many vectors, each without itself.
     shard_vectors: vectors encoded per shard, a multiple of 8192; merge: one part for all shards, or (False) each shard
     a part of its own, all of which are searched. device: cuda = train and search on the GPU, auto = where there is one
     (speed only).
@@ -82,14 +81,13 @@ class VectorIndexConfig:
     recall_queries: int = 512
     recall_at: int = 10
     recall_target: float = 0.97
-    recall_rows: int = 4194304
     shard_vectors: int = 262144
     merge: bool = True
     device: str = "auto"
 
     def __post_init__(self) -> None:
         _require(self.factory != "", "factory: expected 'exact', 'auto' or a faiss factory string, found an empty one")
-        for name in ("recall_queries", "recall_at", "recall_rows"):
+        for name in ("recall_queries", "recall_at"):
             _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
         for name in ("train_sample", "probes", "ef_search", "k_factor"):
             value = getattr(self, name)

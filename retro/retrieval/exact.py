@@ -15,6 +15,8 @@ from retro.retrieval.top_k import candidates_within
 from retro.retrieval.vectors import VectorStore
 
 _QUERIES, _VECTORS = 128, 65536
+# Blocks whose candidates are held before the worse ones are dropped: memory does not grow with the database.
+_HELD = 32
 # Pairs whose differences are held at a time: what fits in the second level of cache.
 _PAIRS = 256
 
@@ -49,13 +51,20 @@ class ExactIndex:
                         chosen = candidates_within(near[i], k, float(slack[row]))
                         found[row].append(chosen + first)
                         scores[row].append(near[i, chosen])
-        candidates = []
+                        if len(found[row]) == _HELD:
+                            _prune(found[row], scores[row], k, float(slack[row]))
         for row in range(len(queries)):
-            ids = np.concatenate(found[row]) if found[row] else np.zeros(0, np.int64)
-            if len(found[row]) > 1:
-                ids = ids[candidates_within(np.concatenate(scores[row]), k, float(slack[row]))]
-            candidates.append(ids)
+            _prune(found[row], scores[row], k, float(slack[row]))
+        candidates = [ids[0] if ids else np.zeros(0, np.int64) for ids in found]
         return rank_candidates(queries, candidates, self.vectors, self.metric, k)
+
+
+def _prune(found: list[np.ndarray], scores: list[np.ndarray], k: int, slack: float) -> None:
+    """Of the candidates of several blocks those that are among the nearest of all."""
+    if len(found) > 1:
+        ids, values = np.concatenate(found), np.concatenate(scores)
+        kept = candidates_within(values, k, slack)
+        found[:], scores[:] = [ids[kept]], [values[kept]]
 
 
 def rounding_slack(query_norms: np.ndarray, squares: np.ndarray, dimension: int) -> np.ndarray:

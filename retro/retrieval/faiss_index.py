@@ -9,7 +9,6 @@ are applied to batches of one fixed shape, and threads are ours: each runs whole
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from retro.config.errors import ArtifactCorruptError, ConfigError
 from retro.retrieval.embedder import Metric
 from retro.retrieval.exact import rescore, sort_by_distance
 from retro.retrieval.faiss_training import faiss_reason, inverted_lists
-from retro.retrieval.native import load_faiss
+from retro.retrieval.native import load_faiss, usable_threads
 from retro.retrieval.vectors import VectorStore
 
 # Queries of one call of faiss, and of one piece of work of a thread.
@@ -70,7 +69,6 @@ class FaissIndex:
         self.parts, self.vectors, self.metric = list(parts), vectors, metric
         self.factory = factory
         self.threads = 1 if on_gpu else threads or usable_threads()
-        self._among: list[Any] = []
         self._gpu = [to_gpu(part.index) for part in parts] if on_gpu else []
         self._pool: ThreadPoolExecutor | None = None
         self.set(settings or SearchSettings())
@@ -84,17 +82,6 @@ class FaissIndex:
             set_parameters(index, settings, self.factory, gpu=True)
         refines = any(type(part.index).__name__.startswith("IndexRefine") for part in self.parts)
         self._fetch_factor = 1 if refines else settings.k_factor or 1
-
-    def restrict(self, ids: np.ndarray) -> None:
-        """Return none but these chunks (int64, ascending) from now on; what is looked at stays the same."""
-        faiss = load_faiss()
-        self._among = []
-        for part in self.parts:
-            places = ids
-            if part.rows is not None and len(part.rows):
-                place = np.minimum(np.searchsorted(part.rows, ids), len(part.rows) - 1)
-                places = place[part.rows[place] == ids]
-            self._among.append(faiss.IDSelectorBatch(places))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(distances float32 [n, k] ascending, ids int64 [n, k]) of queries float32 [n, d]; ties ascend by id.
@@ -152,34 +139,11 @@ class FaissIndex:
             distances, places = self._gpu[number].search(queries, k)
         else:
             index, queries = _rotated(part.index, queries)
-            options = self._restriction(index, number) if self._among else None
-            distances, places = index.search(queries, k, params=options)
+            distances, places = index.search(queries, k)
         if self.metric == "ip":
             distances = -distances
         ids = places if part.rows is None else np.where(places >= 0, part.rows[places], -1)
         return np.where(ids >= 0, distances, np.float32(np.inf)), ids
-
-    def _restriction(self, index: Any, number: int) -> Any:
-        """Parameters of a call: they replace those of the index, so all are repeated."""
-        faiss = load_faiss()
-        selector, settings = self._among[number], self.settings
-        if isinstance(index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe, max_codes=index.max_codes)
-        if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=settings.ef_search or index.hnsw.efSearch)
-        return faiss.SearchParameters(sel=selector)
-
-
-def usable_threads() -> int:
-    """OMP_NUM_THREADS where it is set (workers of a pool share the cores by it), else the cores of this process."""
-    try:
-        return max(1, int(os.environ.get("OMP_NUM_THREADS", "")))
-    except ValueError:
-        pass
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _rotated(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -1,7 +1,9 @@
 """Training of faiss indexes: the same bytes for any number of threads, on the CPU; centroids on the GPU where asked.
 
 What faiss would do by itself and is not done: polysemous codes of PQ (30 times the training time, read by no search
-here), warnings on stderr for every codebook (one notice instead), and graphs built by several threads.
+here), warnings on stderr for every codebook (one notice instead), and anything on several threads whose last bits
+depend on their number: centroids have a loop of their own (clustering.py), rotations and codebooks, which learn from at
+most 65,536 vectors, are trained on one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 
 from retro.config.errors import ConfigError
 from retro.config.prep_index import ENCODE_BLOCK, VectorIndexConfig
+from retro.retrieval.clustering import train_centroids
 from retro.retrieval.embedder import Metric
 from retro.retrieval.native import load_faiss
 from retro.retrieval.vectors import VectorStore
@@ -70,7 +73,8 @@ def train_index(
             "fewer lists would be found better"
         )
     try:
-        _train(faiss, index, sample, on_gpu)
+        with one_thread():  # but for the assignment of points to lists, which has threads of its own
+            _train(faiss, index, sample, on_gpu)
     except RuntimeError as error:
         raise ConfigError(
             f"factory {factory!r}: cannot be trained on {len(sample)} vectors ({faiss_reason(error)}); "
@@ -81,7 +85,7 @@ def train_index(
 
 def sample_size(lists: int) -> int:
     """Training vectors for so many inverted lists, where the configuration does not say."""
-    return min(_MAX_SAMPLE, max(_MIN_SAMPLE, _PER_LIST * lists, lists))
+    return max(lists, min(_MAX_SAMPLE, max(_MIN_SAMPLE, _PER_LIST * lists)))
 
 
 def training_sample(vectors: VectorStore, size: int, seed: int) -> np.ndarray:
@@ -214,15 +218,17 @@ def _train_lists(faiss: Any, ivf: Any, sample: np.ndarray, on_gpu: bool) -> None
     quantizer = faiss.downcast_index(ivf.quantizer)
     if not isinstance(quantizer, faiss.IndexFlat | faiss.IndexHNSWFlat):
         return
-    clustering = faiss.Clustering(ivf.d, ivf.nlist, ivf.cp)
-    assign = faiss.IndexFlat(ivf.d, ivf.metric_type)
-    if on_gpu:
-        assign = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, assign)
-    clustering.train(sample, assign)
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(ivf.nlist, ivf.d)
-    with one_thread():
-        quantizer.reset()
-        quantizer.add(centroids)
+    centroids = train_centroids(
+        sample,
+        ivf.nlist,
+        inner_product=ivf.metric_type == faiss.METRIC_INNER_PRODUCT,
+        spherical=ivf.cp.spherical,
+        rounds=ivf.cp.niter,
+        seed=ivf.cp.seed,
+        on_gpu=on_gpu,
+    )
+    quantizer.reset()
+    quantizer.add(centroids)
 
 
 def _quiet(parameters: Any) -> None:

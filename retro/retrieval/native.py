@@ -36,6 +36,18 @@ def load_faiss() -> Any:
     return faiss
 
 
+def usable_threads() -> int:
+    """OMP_NUM_THREADS where it is set (workers of a pool share the cores by it), else the cores of this process."""
+    try:
+        return max(1, int(os.environ.get("OMP_NUM_THREADS", "")))
+    except ValueError:
+        pass
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def _has_avx512() -> bool:
     try:
         from numpy._core._multiarray_umath import __cpu_features__ as features

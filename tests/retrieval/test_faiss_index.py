@@ -11,23 +11,7 @@ from retro.config.errors import ArtifactCorruptError, ConfigError
 from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.exact import ExactIndex
 from retro.retrieval.recall import recall_at_k
-from retro.retrieval.vectors import VectorStore
-
-
-def _vectors(n: int = 2000, d: int = 16) -> VectorStore:
-    generator = np.random.default_rng(0)
-    centres = generator.normal(size=(30, d)) * 2
-    vectors = (centres[generator.integers(0, 30, n)] + generator.normal(size=(n, d))).astype(np.float32)
-    vectors[[5, 90]] = 0
-    return VectorStore([vectors[:700], vectors[700:]])
-
-
-def _index(store: VectorStore, config: VectorIndexConfig, folder: Path, metric: str = "l2"):
-    from retro.retrieval.faiss_index import FaissIndex, build_faiss, read_faiss, write_faiss
-
-    index, rows, _ = build_faiss(store, metric, config)  # type: ignore[arg-type]
-    write_faiss(index, folder / "index.faiss")
-    return FaissIndex(read_faiss(folder / "index.faiss"), rows, store, metric, config)  # type: ignore[arg-type]
+from tests.retrieval.faiss_vectors import build, clustered
 
 
 @pytest.fixture
@@ -51,8 +35,8 @@ def faiss():
 def test_recall_against_exact_search(
     factory: str, options: dict[str, int], least: float, metric: str, tmp_path: Path
 ) -> None:
-    store = _vectors()
-    index = _index(store, VectorIndexConfig(factory=factory, **options), tmp_path, metric)  # type: ignore[arg-type]
+    store = clustered()
+    index = build(store, VectorIndexConfig(factory=factory, **options), tmp_path, metric)  # type: ignore[arg-type]
     queries = np.concatenate([store.gather(np.arange(100, 200)), np.zeros((1, 16), np.float32)])
     distances, ids = index.search(queries, 10)
     exact_distances, exact = ExactIndex(store, metric).search(queries, 10)  # type: ignore[arg-type]
@@ -65,45 +49,70 @@ def test_recall_against_exact_search(
 
 @pytest.mark.usefixtures("faiss")
 def test_probes_matter_and_missing_results_are_padding(tmp_path: Path) -> None:
-    store = _vectors(200)
-    few = _index(store, VectorIndexConfig(factory="IVF32,Flat", probes=1), tmp_path)
+    store = clustered(200)
+    few = build(store, VectorIndexConfig(factory="IVF32,Flat", probes=1), tmp_path)
     distances, ids = few.search(store.gather(np.arange(50)), 100)
     assert (ids == -1).any() and np.isinf(distances[ids == -1]).all() and np.isfinite(distances[ids >= 0]).all()
-    many = _index(store, VectorIndexConfig(factory="IVF32,Flat", probes=32), tmp_path)
+    many = build(store, VectorIndexConfig(factory="IVF32,Flat", probes=32), tmp_path)
     assert (many.search(store.gather(np.arange(1)), 100)[1] >= 0).all()
 
 
-@pytest.mark.usefixtures("faiss")
-def test_the_training_sample_is_seeded(tmp_path: Path) -> None:
-    from retro.retrieval.faiss_index import build_faiss, write_faiss
+# every family of index, with parameters that leave something to find or to miss
+FAMILIES = [
+    ("Flat", {}),
+    ("SQ8", {}),
+    ("PQ8", {"k_factor": 4}),
+    ("IVF16,Flat", {"probes": 4}),
+    ("IVF16_HNSW8,SQ8", {"probes": 4}),
+    ("OPQ4_8,IVF16,PQ4", {"probes": 4, "k_factor": 4}),
+    ("IVF16_HNSW8,RaBitQ", {"probes": 4, "k_factor": 8}),
+    ("IVF16,RaBitQ,Refine(SQ8)", {"probes": 4, "k_factor": 4}),
+    ("HNSW8", {"ef_search": 20}),
+]
 
-    store, files = _vectors(), []
-    for seed in (0, 0, 1):
-        config = VectorIndexConfig(factory="IVF8,Flat", train_sample=400, seed=seed)
-        index, _, stats = build_faiss(store, "l2", config)
-        assert stats == {"vectors": 1998, "zero_vectors": 2, "training_vectors": 400}
-        files.append(tmp_path / f"{len(files)}.faiss")
-        write_faiss(index, files[-1])
-    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+@pytest.mark.usefixtures("faiss")
+@pytest.mark.parametrize(("factory", "options"), FAMILIES)
+def test_the_same_bits_for_any_threads_and_batching(factory: str, options: dict[str, int], tmp_path: Path) -> None:
+    store = clustered(3000, 32)
+    config = VectorIndexConfig(factory=factory, **options)  # type: ignore[arg-type]
+    queries = store.gather(np.arange(600, 1200)) + np.float32(0.1)
+    one = build(store, config, tmp_path, threads=1)
+    distances, ids = one.search(queries, 7)
+    assert (ids >= 0).mean() > 0.9
+    many_distances, many_ids = build(store, config, tmp_path, threads=4).search(queries, 7)
+    assert many_ids.tobytes() == ids.tobytes() and many_distances.tobytes() == distances.tobytes()
+    for first, last in ((0, 1), (3, 20), (250, 600), (599, 600)):
+        some_distances, some = one.search(queries[first:last], 7)
+        assert some.tobytes() == ids[first:last].tobytes()
+        assert some_distances.tobytes() == distances[first:last].tobytes()
+
+
+@pytest.mark.usefixtures("faiss")
+def test_a_k_factor_lets_exact_distances_decide(tmp_path: Path) -> None:
+    store = clustered(3000, 32)
+    queries = store.gather(np.arange(100))
+    _, exact = ExactIndex(store, "l2").search(queries, 10)
+    recalls = []
+    for factor in (1, 4, 16):
+        config = VectorIndexConfig(factory="IVF16,RaBitQ", probes=16, k_factor=factor)
+        recalls.append(recall_at_k(build(store, config, tmp_path).search(queries, 10)[1], exact))
+    assert recalls[0] < 0.9 and recalls == sorted(recalls) and recalls[2] > 0.97
 
 
 @pytest.mark.usefixtures("faiss")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factory": "IVF4096,Flat"}, "4096 centroids need at least as many training vectors"),
-        ({"factory": "IVF64,Flat", "train_sample": 40}, "found 40"),
-        ({"factory": "PQ4x10np"}, "cannot be trained on 500 vectors"),
-        ({"factory": "NoSuchIndex"}, "not a faiss factory string"),
         ({"factory": "Flat", "probes": 4}, "probes: an index of factory 'Flat' has no nprobe"),
         ({"factory": "IVF8,Flat", "ef_search": 4}, "ef_search: an index of factory 'IVF8,Flat' has no efSearch"),
     ],
 )
-def test_bad_options_are_one_clear_line(options: dict[str, object], message: str) -> None:
-    from retro.retrieval.faiss_index import build_faiss
-
+def test_parameters_that_an_index_lacks_are_one_clear_line(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        build_faiss(_vectors(502), "l2", VectorIndexConfig(**options))  # type: ignore[arg-type]
+        build(clustered(502), VectorIndexConfig(**options), tmp_path)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -111,7 +120,7 @@ def test_bad_options_are_one_clear_line(options: dict[str, object], message: str
 def test_a_truncated_file_is_corrupt(tmp_path: Path) -> None:
     from retro.retrieval.faiss_index import read_faiss
 
-    _index(_vectors(), VectorIndexConfig(factory="Flat"), tmp_path)
+    build(clustered(), VectorIndexConfig(factory="Flat"), tmp_path)
     data = (tmp_path / "index.faiss").read_bytes()
     (tmp_path / "index.faiss").write_bytes(data[: len(data) // 2])
     with pytest.raises(ArtifactCorruptError, match="not a readable faiss index"):
