@@ -48,8 +48,8 @@ HERE = Path(__file__).parent
 RECORD = HERE / "records" / "cost_rates.json"
 RATES = HERE.parent / "data_prep" / "rate_sets" / "measured.yaml"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-CHUNK, LISTS, PROBES, QUERIES, EMBEDDED = 64, 256, 32, 512, 512
-FACTORY = f"IVF{LISTS},SQ8"
+CHUNK, LISTS, PROBES, QUERIES, EMBEDDED = 64, 1024, 32, 512, 512
+FACTORY = f"IVF{LISTS}_HNSW32,SQ8"
 WHAT = {
     "text_bytes_per_token": "",
     "tokens_per_document": "",

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 from data_prep.index_size import IndexSize, index_size
 from data_prep.rates import Rates
-from retro.config.errors import ConfigError
+from data_prep.workload import Workload
 from retro.retrieval.index_choice import choose_factory
 
 # Chunks that the rates of embedding are counted in: the cost of one is proportional to its tokens.
@@ -30,54 +29,6 @@ _NEIGHBOR_BYTES, _POSTING_BYTES = 12, 10
 # Per vector encoded by a shard: list 4, id 8, and the code; these files stay beside the merged index.
 _ENTRY_BYTES = 12
 _HOUR = 3600.0
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is to be prepared.
-
-    tokens: of the corpus; held_out: share of them that is not in the database; query_tokens: tokens whose chunks get
-    neighbors (None: all of the database's); chunk_length M; token_bytes: 2 or 4; dimension and storage of the
-    embeddings, embedder: of which rates; factory: exact, auto, bm25 or a faiss factory string; probes: lists looked at
-    per query and ef_search of a graph (None: a 1024th of the lists, at least 8, as nprobe 4096 of 2^22 lists in
-    InstructRetro; 64); train_sample: vectors (None: as the stage train_index chooses); keep: neighbors stored per
-    chunk; deduplicate: None, or the permutations of its MinHash (0: exact duplicates only); *_shard: rows per shard.
-    """
-
-    tokens: float
-    held_out: float = 0.01
-    query_tokens: float | None = None
-    chunk_length: int = 64
-    token_bytes: int = 2
-    dimension: int = 1024
-    storage: Literal["float16", "float32"] = "float16"
-    embedder: Literal["transformer", "lexical"] = "transformer"
-    factory: str = "auto"
-    memory_budget_gb: float | None = None
-    probes: int | None = None
-    ef_search: int | None = None
-    train_sample: float | None = None
-    keep: int = 20
-    deduplicate: int | None = 128
-    embed_shard: int = 32768
-    index_shard: int = 262144
-    neighbor_shard: int = 65536
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "chunk_length", "dimension", "keep", "embed_shard", "index_shard", "neighbor_shard"):
-            value = getattr(self, name)
-            if not 1 <= value < float("inf"):
-                raise ConfigError(f"{name}: expected 1 or more, found {value}")
-        for name in ("query_tokens", "probes", "ef_search", "train_sample"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < float("inf"):
-                raise ConfigError(f"{name}: expected 1 or more, found {value}")
-        if not 0 <= self.held_out < 1:
-            raise ConfigError(f"held_out: expected 0 to 1, found {self.held_out}")
-        if self.token_bytes not in (2, 4):
-            raise ConfigError(f"token_bytes: expected 2 or 4, found {self.token_bytes}")
-        if self.deduplicate is not None and self.deduplicate < 0:
-            raise ConfigError(f"deduplicate: expected the permutations (0 or more) or none, found {self.deduplicate}")
 
 
 @dataclass(frozen=True)

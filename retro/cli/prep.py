@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "measure what the search settings of a finished index cost and bring: recall, time, size",
     ),
     "add": ("retro.cli.prep_verbs.add", "add documents to a finished release: a new one, in which only they are made"),
+    "remove": ("retro.cli.prep_verbs.remove", "remove documents by id: a new release that cannot return them any more"),
     "swap": ("retro.cli.prep_verbs.swap", "the queries of one release with the database of another: a new release"),
     "export": ("retro.cli.prep_verbs.export", "write a release with all that it needs into one archive with checksums"),
     "import": ("retro.cli.prep_verbs.import_", "make a folder of an archive of export again, everything compared"),

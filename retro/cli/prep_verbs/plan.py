@@ -8,14 +8,15 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from retro.cli.prep_verbs.status import duration, size
+from retro.cli.prep_verbs.wording import count, duration, size
 from retro.config.errors import ConfigError
 from retro.config.loader import load_config
 from retro.config.preparation import PrepConfig
 
 if TYPE_CHECKING:
-    from data_prep.cost_model import Plan, Workload
+    from data_prep.cost_model import Plan
     from data_prep.rates import Rates
+    from data_prep.workload import Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--held-out", type=float, metavar="SHARE", help="share of the tokens outside of the database (default 0.01)")
     add("--config", metavar="YAML", help="a preparation whose chunk length, index, storage and so on are taken")
     add("--chunk-length", type=int, metavar="M", help="tokens per chunk (default 64)")
-    add("--token-bytes", type=int, metavar="2|4", help="bytes per stored token: 4 from a vocabulary of 65,536 (default 2)")
+    add(
+        "--token-bytes",
+        type=int,
+        metavar="2|4",
+        help="bytes per stored token: 4 from a vocabulary of 65,536 (default 2)",
+    )
     add("--dimension", type=int, metavar="D", help="of the embeddings (default 1024)")
     add("--storage", choices=("float16", "float32"), help="of the embeddings (default float16)")
     add("--factory", help="faiss factory string, exact, bm25, or auto (default)")
@@ -63,48 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def workload(arguments: argparse.Namespace) -> Workload:
     """What the arguments ask for: options over the configuration over the defaults. Raises ConfigError."""
-    from data_prep.cost_model import Workload
+    from data_prep.workload import Workload, workload_of
 
-    values: dict[str, Any] = {"tokens": arguments.tokens}
-    if arguments.config is not None:
-        values |= _of_config(load_config(PrepConfig, arguments.config))
-    for field in dataclasses.fields(Workload):
-        given = getattr(arguments, field.name, None)
-        if given is not None:
-            values[field.name] = given
-    try:
-        return Workload(**values)
-    except ConfigError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1) if '_' in str(error).split(':')[0] else error}") from None
-
-
-def _of_config(config: PrepConfig) -> dict[str, Any]:
-    """The fields of the workload that a preparation decides."""
-    values: dict[str, Any] = {
-        "chunk_length": config.chunk.chunk_length,
-        "keep": config.neighbors.keep,
-        "deduplicate": None,
-        "factory": "bm25",
-    }
-    if config.deduplicate is not None:
-        values["deduplicate"] = config.deduplicate.permutations if config.deduplicate.near else 0
-    if config.tokenizer.kind == "train":
-        values["token_bytes"] = 2 if config.tokenizer.train.vocab_size < 1 << 16 else 4
-    if config.embed is not None:
-        values |= {"storage": config.embed.storage, "embed_shard": config.embed.shard_chunks}
-        values["embedder"] = config.embed.kind
-        if config.embed.kind == "lexical":
-            values["dimension"] = config.embed.lexical.dimension
-        vectors = config.index.vectors
-        values |= {
-            "factory": vectors.factory,
-            "probes": vectors.probes,
-            "ef_search": vectors.ef_search,
-            "train_sample": vectors.train_sample,
-            "memory_budget_gb": vectors.memory_budget_gb,
-            "index_shard": vectors.shard_vectors,
-        }
-    return values
+    fields = [field.name for field in dataclasses.fields(Workload)]
+    given = {name: getattr(arguments, name) for name in fields if getattr(arguments, name, None) is not None}
+    config = None if arguments.config is None else load_config(PrepConfig, arguments.config)
+    return Workload(**given) if config is None else workload_of(config, **given)
 
 
 def lines(work: Workload, rates: Rates, found: Plan, arguments: argparse.Namespace) -> Iterator[str]:
@@ -148,7 +118,7 @@ def _index_lines(work: Workload, found: Plan) -> Iterator[str]:
     parts = [f"code {index.code:g}"]
     parts += [f"id {index.ids}"] if index.ids else []
     parts += [f"links {index.links:.0f}"] if index.links else []
-    yield f"  {index.per_vector:,.0f} bytes per vector ({', '.join(parts)}), {size(index.fixed)} of centroids and the like"
+    yield f"  {index.per_vector:,.0f} bytes per vector ({', '.join(parts)}), {size(index.fixed)} there once"
     if index.table:
         yield f"  {size(index.table)} of them a table that is made when it is opened"
     probes = "" if found.probes is None else f", {found.probes:,} of {index.lists:,} lists looked at per query"
@@ -176,14 +146,6 @@ def to_json(work: Workload, rates: Rates, found: Plan) -> dict[str, Any]:
         "rates": rates.name,
         "assumptions": {name: rate._asdict() for name, rate in sorted(rates.used.items())},
     }
-
-
-def count(value: float) -> str:
-    """A number of things for people."""
-    for limit, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= limit:
-            return f"{value / limit:.4g} {unit}"
-    return f"{value:,.0f}"
 
 
 def _hours(value: float) -> str:

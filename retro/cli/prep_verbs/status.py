@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from retro.cli.prep_verbs.configured import add_config, read_config
+from retro.cli.prep_verbs.wording import duration, size
 from retro.config.errors import ArtifactCorruptError
 
 if TYPE_CHECKING:
@@ -71,22 +72,3 @@ def _progress_lines(item: StepStatus) -> Iterator[str]:
     yield ", ".join(parts)
     for claim in item.claims:
         yield f"{claim.shard} is being made by {claim.owner}, last sign of life {duration(claim.age_seconds)} ago"
-
-
-def size(count: int | None) -> str:
-    """Bytes for people, in powers of 1000."""
-    value = float(count or 0)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
