@@ -14,6 +14,7 @@ from data_prep.embed import EmbedStage, FitEmbedderStage
 from data_prep.find_neighbors import FindNeighborsStage
 from data_prep.runner import Executor, run_stage
 from data_prep.stage import Stage
+from data_prep.train_index import TrainIndexStage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from retro.config.prep_embed import EmbedConfig, LexicalConfig
@@ -239,7 +240,8 @@ def test_recall_of_a_faiss_index_is_in_the_manifest(chunks: dict[str, Path], roo
     found = {}
     for probes in (1, 16):
         config = IndexConfig(kind="vectors", vectors=VectorIndexConfig(factory="IVF16,Flat", probes=probes))
-        folder = _run(build_index_stage(config, embeddings=embeddings), root)
+        trained = _run(TrainIndexStage(config, embeddings), root)
+        folder = _run(build_index_stage(config, embeddings=embeddings, trained=trained), root)
         stats = open_manifest(folder, "index").stats
         assert stats["recall_at"] == 10 and stats["recall_queries"] == open_manifest(embeddings).rows
         found[probes] = stats["recall"]
