@@ -67,7 +67,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["retro", "retro.*", "data_prep", "data_prep.*", "launch", "launch.*"]),
-    package_data={"retro": ["py.typed"], "retro.analysis": ["templates/*"]},
+    package_data={"retro": ["py.typed"], "retro.analysis": ["templates/*"], "data_prep": ["rate_sets/*.yaml"]},
     install_requires=core + prep,
     extras_require=extras,
     entry_points={"console_scripts": ["retro = retro.cli.main:main"]},

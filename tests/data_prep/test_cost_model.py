@@ -67,7 +67,7 @@ def test_memory_of_the_published_indexes():
 
 
 def test_storage_of_retro_and_of_knn_lm():
-    """Borgeaud et al. 2022, 4.1: 215 GB for Wikipedia and 93 TB for MassiveText, where kNN-LM takes 15 TB for 4B tokens.
+    """Borgeaud et al. 2022, 4.1: 215 GB for Wikipedia, 93 TB for MassiveText; 15 TB for kNN-LM on 4B tokens.
 
     93e12 bytes over 28e9 keys are 3,321 bytes each: 768 float32 and 64 tokens of 4 bytes are 3,328. A vector of 1,024
     float32 for each of 4e9 tokens is 14.9 TiB.
@@ -99,7 +99,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             "text": make_text(generator, int(generator.integers(200, 1500))),
             "split": "test" if i % 50 == 49 else "train",
         }
-        for i in range(500)
+        for i in range(250)
     ]
     for number in range(2):
         write_lines(base / "corpus" / f"part-{number}.jsonl", records[number::2])
@@ -174,8 +174,9 @@ def test_status_foretells_what_is_to_come(built, tmp_path):
                 shutil.rmtree(folder)
         rest = status(config).rest
         if config.index.kind == "vectors" or names[0] == "embed":
-            # Before the tokens are counted their number is a guess: 4 bytes of text each.
-            assert rest.bytes == pytest.approx(removed, rel=0.2 if names[0] == "embed" else 0.9)
+            # Before the tokens are counted their number is a guess, 4 bytes of text each; so are postings of an index.
+            close = names[0] == "embed" and config.index.kind == "vectors"
+            assert rest.bytes == pytest.approx(removed, rel=0.2 if close else 0.9)
         assert rest.seconds is None
     for folder in root.glob("*-*"):
         if folder.is_dir():
@@ -233,9 +234,9 @@ def test_costs_grow_with_what_they_depend_on():
 def test_the_automatic_index_is_the_stage_s_choice():
     from retro.retrieval.index_choice import choose_factory
 
-    found = plan(Workload(tokens=5e9, dimension=384, memory_budget_gb=5), load_rates("measured"))
-    choice = choose_factory(round(found.chunks), 384, 5)
-    assert (found.factory, found.reason) == (choice.factory, choice.reason) and found.index_memory < 5.1e9
+    found = plan(Workload(tokens=5e9, dimension=384, memory_budget_gb=6), load_rates("measured"))
+    choice = choose_factory(round(found.chunks), 384, 6)
+    assert (found.factory, found.reason) == (choice.factory, choice.reason) and found.index_memory < 6e9
     assert found.index_memory == pytest.approx(choice.bytes, rel=0.05)
 
 
