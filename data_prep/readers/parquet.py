@@ -20,7 +20,7 @@ from data_prep.readers.files import FilesReader
 from retro.config.errors import ArtifactError
 
 # Rows in memory at once: of about so many bytes by the average of the row group, and never more than so many.
-_BATCH_BYTES, _BATCH_ROWS = 4 << 20, 1024
+_BATCH_BYTES, _BATCH_ROWS = 1 << 20, 1024
 # Pages are read through a buffer of so many bytes; without it a column's whole part of the row group is in memory.
 _BUFFER_BYTES = 1 << 20
 
@@ -82,7 +82,7 @@ class ParquetReader(FilesReader):
 
         columns = list(dict.fromkeys(self._columns()))
         try:
-            with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as opened:
+            with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
                 described = opened.metadata.row_group(group)
                 per_row = max(1, described.total_byte_size // max(1, described.num_rows))
                 rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // per_row))

@@ -16,7 +16,7 @@ from data_prep.readers.base import (
     Reject,
     pack,
 )
-from data_prep.readers.hashing import CorpusFile, FileHasher, corpus_identity
+from data_prep.readers.hashing import CorpusFile, FileHasher, corpus_identity, scan
 from data_prep.readers.python_docs.exports import Scope, is_private, module_scope, public_names
 from data_prep.readers.python_docs.extract import Docstring, module_docstrings, parse_module
 from data_prep.readers.python_docs.locate import (
@@ -26,6 +26,7 @@ from data_prep.readers.python_docs.locate import (
     standard_library_files,
     version_of,
 )
+from retro.config.errors import ArtifactMismatchError
 from retro.config.prep import PIECE_BYTES, PythonDocsConfig
 
 # Reading source code costs about as much as reading so many times the bytes of records.
@@ -80,15 +81,34 @@ class PythonDocsReader(Reader):
         return sum(len(files) for files in self.packages.values())
 
     def pieces(self) -> list[dict[str, Any]]:
+        hashed = {file.relative: file for file in self.files}
+        items: dict[str, dict[str, Any]] = {}
+        sizes: dict[str, int] = {}
+        for name, files in self.packages.items():
+            state = corpus_identity(hashed[relative] for relative in sorted(file.relative for file in files))
+            items[name], sizes[name] = {"package": name, "sha256": state["sha256"]}, state["bytes"]
         own = sorted(set(self.config.packages))
-        pieces = [{"items": [{"package": name}]} for name in own]
         library = [name for name in self.packages if name not in own]
-        sizes = [sum(file.path.stat().st_size for file in self.packages[name]) for name in library]
-        return pieces + pack([{"package": name} for name in library], sizes, self.piece_bytes // _COST)
+        packed = pack([items[name] for name in library], [sizes[name] for name in library], self.piece_bytes // _COST)
+        return [{"items": [items[name]]} for name in own] + packed
 
     def read(self, piece: dict[str, Any]) -> Iterator[RawRecord | Reject]:
         for item in piece["items"]:
             yield from self._read_package(self._files(item["package"]))
+            # After reading: what was the same before and is the same now was so meanwhile.
+            if self._state(self._files(item["package"])) != item["sha256"]:
+                raise ArtifactMismatchError(
+                    f"python_docs: the sources of {item['package']} changed while they were read; let what installs it "
+                    "finish, then run the command again"
+                )
+
+    def _state(self, files: list[SourceFile]) -> str:
+        """Hash over all files as they are now; "" if one of them cannot be read any more."""
+        try:
+            described = [CorpusFile(file.relative, file.path.stat().st_size, 0, scan(file.path)[0]) for file in files]
+        except OSError:
+            return ""
+        return str(corpus_identity(sorted(described, key=lambda file: file.relative))["sha256"])
 
     def _files(self, package: str) -> list[SourceFile]:
         if "packages" in self.__dict__:
