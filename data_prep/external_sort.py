@@ -15,7 +15,7 @@ import numpy as np
 
 from retro.data.npy_file import NpyReader, NpyWriter
 
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 64 << 20
 # What is held at once beside a block while it is sorted: the order, the sorted copy, parts of the next block.
 _SHARE = 4
 # Runs merged in one pass get blocks of at least so many bytes: below, reading them costs more than another pass.

@@ -30,7 +30,7 @@ from retro.data.token_store import TokenStore, open_token_store
 
 CHUNKS_KIND = "chunks"
 LOOKUP_KEYS, LOOKUP_CHUNKS = "lookup_keys.npy", "lookup_chunks.npy"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 class ChunkStore:

@@ -29,7 +29,7 @@ TOKENS_KIND = "tokens"
 ORDER_NAME = "order.npy"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 # Entries that a check reads at once, and documents whose presence it notes at once.
-_BLOCK, _FLAGS = 1 << 20, 64 << 20
+_BLOCK, _FLAGS = 1 << 16, 64 << 20
 
 
 class TokenStore:

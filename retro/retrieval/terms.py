@@ -19,6 +19,9 @@ _PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _SEPARATOR = re.compile(r"[._]+")
 
 _U64 = np.uint64
+# Words whose analysis is kept, and parts of words whose hash is: enough for those that come again and again, and full
+# early, so that memory does not go on growing with the corpus.
+_WORDS_KEPT, _PARTS_KEPT = 1 << 16, 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _count(
     return TermCounts(offsets, term[first], counts)
 
 
-@functools.lru_cache(maxsize=1 << 19)
+@functools.lru_cache(maxsize=_WORDS_KEPT)
 def _analyse_word(word: str) -> tuple[tuple[int, ...], int]:
     """(hashes of the parts, hash of the whole) of one match of _WORD; underscores alone have no parts."""
     if word.isascii():
@@ -132,7 +135,7 @@ def _analyse_word(word: str) -> tuple[tuple[int, ...], int]:
     return tuple(_hash_text(part) for part in parts), _hash_text(word.lower())
 
 
-@functools.lru_cache(maxsize=1 << 19)
+@functools.lru_cache(maxsize=_PARTS_KEPT)
 def _hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
