@@ -7,7 +7,7 @@ input of the embeddings, they are an input of the index, and the index opens the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from retro.artifacts.fingerprint import canonical_json
 from retro.artifacts.manifest import open_manifest
-from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, RetroError
 
 EMBEDDER_KIND = "embedder"
 RECIPE_NAME = "recipe.json"
@@ -41,6 +41,9 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, dimension]."""
 
+    def embed_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[np.ndarray]:
+        """`embed` of each block, in order; it may read ahead. Values are not checked for being finite."""
+
 
 def check_recipe(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
     """Raise ArtifactMismatchError, naming what differs, unless both identities are equal."""
@@ -54,9 +57,31 @@ def check_recipe(expected: dict[str, Any], found: dict[str, Any], where: str) ->
     )
 
 
+def check_finite(vectors: np.ndarray, name: Callable[[int], str]) -> None:
+    """Raise RetroError naming the first row that has NaN or infinity. name: what a row is called."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise RetroError(
+            f"{name(int(bad[0]))}: its vector is not finite ({len(bad)} of {len(vectors)} like it); "
+            "the encoder's weights may be damaged, or precision=bf16 not enough for it: try precision=fp32"
+        )
+
+
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     """Write recipe.json of an embedder artifact: {"kind", "identity", "options"}."""
     (folder / RECIPE_NAME).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """Content of recipe.json. Raises ArtifactCorruptError where it is not one."""
+    path = Path(folder) / RECIPE_NAME
+    try:
+        recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(recipe["kind"], str) or not all(isinstance(recipe[k], dict) for k in ("identity", "options")):
+            raise ValueError("fields of the wrong type")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorruptError(f"{path}: not a recipe ({error}); make the embedder again") from None
+    return recipe
 
 
 def open_embedder(folder: str | Path, device: str = "auto") -> Embedder:
@@ -66,11 +91,8 @@ def open_embedder(folder: str | Path, device: str = "auto") -> Embedder:
     """
     folder = Path(folder)
     open_manifest(folder, EMBEDDER_KIND)
-    try:
-        recipe = json.loads((folder / RECIPE_NAME).read_text(encoding="utf-8"))
-        kind, identity, options = recipe["kind"], recipe["identity"], recipe["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorruptError(f"{folder / RECIPE_NAME}: not a recipe ({error}); make the embedder again") from None
+    recipe = read_recipe(folder)
+    kind, identity, options = recipe["kind"], recipe["identity"], recipe["options"]
     embedder: Embedder
     if kind == "lexical":
         from retro.retrieval.lexical import open_lexical

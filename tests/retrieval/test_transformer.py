@@ -45,7 +45,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _embedder(bert: Path, **options: object) -> TransformerEmbedder:
-    fields = {"model": str(bert), "max_length": 32, "device": "cpu", **options}
+    fields = {"model": str(bert), "max_length": 32, "precision": "fp32", "device": "cpu", **options}
     return TransformerEmbedder(TransformerConfig(**fields))  # type: ignore[arg-type]
 
 
