@@ -6,6 +6,8 @@ from typing import Any
 
 from retro.retrieval.searcher import INDEX_KIND
 
+_AS_CONFIGURED = "as configured"  # what an index says of a factory that the configuration names
+
 
 def figures(kind: str, stats: dict[str, Any]) -> list[str]:
     """Lines for people; [] for kinds whose one line says it all."""
@@ -14,6 +16,8 @@ def figures(kind: str, stats: dict[str, Any]) -> list[str]:
         recall = stats.get("recall")
         if isinstance(recall, (int, float)) and "recall_at" in stats:
             found.append(f"recall@{stats['recall_at']} {recall:.3f} on {stats.get('recall_queries', '?')} queries")
-        if isinstance(stats.get("reason"), str):
+            if isinstance(stats.get("recall_among"), int) and stats["recall_among"] < stats.get("vectors", 0):
+                found[-1] += f", among {stats['recall_among']:,} sampled vectors"
+        if isinstance(stats.get("reason"), str) and stats["reason"] != _AS_CONFIGURED:
             found.append(f"chosen by auto: {stats['reason']}")
     return found

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.corpus_changes import CORPUS_FILES_NAME, read_corpus_files
+from data_prep.ingest import IngestStage
 from data_prep.stage import Stage
 from retro.artifacts.manifest import read_manifest
 from retro.config.errors import ArtifactError
 
 #: Fields that repeat something of an input: where that input differs, they are no cause of their own.
 _COPIED = {"recipe": "embedder"}
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Made:
-    """What made an artifact: program, configuration and inputs. inputs: name -> (fingerprint, folder)."""
+    """What made an artifact: program, configuration and inputs. inputs: name -> (fingerprint, folder); files: of the
+    corpus, relative path -> SHA-256, of an ingest that says so."""
 
     label: str
     stage: str
@@ -27,6 +32,7 @@ class Made:
     fingerprint: str
     config: dict[str, Any]
     inputs: dict[str, tuple[str, Path]]
+    files: Callable[[], dict[str, str] | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def made_by_folder(folder: str | Path) -> Made:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    listed = folder / CORPUS_FILES_NAME
     return Made(
         label=folder.name,
         stage=manifest.stage,
@@ -57,6 +64,7 @@ def made_by_folder(folder: str | Path) -> Made:
             name: (entry["fingerprint"], Path(os.path.normpath(folder / entry["path"])))
             for name, entry in manifest.inputs.items()
         },
+        files=lambda: dict(read_corpus_files(folder / CORPUS_FILES_NAME)) if listed.is_file() else None,
     )
 
 
@@ -70,6 +78,9 @@ def made_by_stage(stage: Stage) -> Made:
         fingerprint=stage.fingerprint(),
         config=stage.config,
         inputs={name: (fingerprints[name], Path(path)) for name, path in stage.inputs.items()},
+        files=lambda: (
+            {f.relative: f.sha256 for f in stage.reader.described()} if isinstance(stage, IngestStage) else None
+        ),
     )
 
 
@@ -138,7 +149,28 @@ def _corpus_change(a: Made, b: Made) -> str:
             (changed if first != second else same).append(counted if first != second else f"{key} {first:,} both")
         elif first != second:
             changed.append(f"{key} {_short(first, 16)} / {_short(second, 16)}")
-    return f"the corpus changed: {', '.join([*changed, *same])}"
+    return f"the corpus changed: {', '.join([*changed, *same, *_file_changes(a, b)])}"
+
+
+def _file_changes(a: Made, b: Made) -> list[str]:
+    """Which files one has and the other has not, and which differ, where both say what files they had."""
+    try:
+        here, there = a.files(), b.files()
+    except ArtifactError:
+        return []
+    if not here or not there:
+        return []
+    found = []
+    for names, what in (
+        (here.keys() - there.keys(), "of the first alone"),
+        (there.keys() - here.keys(), "of the second alone"),
+        ({name for name in here.keys() & there.keys() if here[name] != there[name]}, "with another content"),
+    ):
+        if names:
+            shown = sorted(names)[:_SHOWN]
+            more = ", ..." if len(names) > len(shown) else ""
+            found.append(f"{len(names):,} file(s) {what} ({', '.join(shown)}{more})")
+    return found
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

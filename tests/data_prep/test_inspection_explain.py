@@ -57,6 +57,23 @@ def test_a_corpus_that_changed_says_how(two):
     lines = list(explain_folders(neighbors_of(two[0]), neighbors_of(two[2])))
     (change,) = [line for line in lines if "the corpus changed" in line]
     assert "input documents" in change and "files 2 both" in change and "bytes" in change and "sha256" in change
+    assert "2 file(s) with another content (part-0.jsonl, part-1.jsonl)" in change
+
+
+def test_files_that_came_and_went(two, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(two[0].ingest.jsonl.folder, corpus)
+    for number in range(5):
+        shutil.copy(corpus / "part-0.jsonl", corpus / f"new-{number}.jsonl")
+    (corpus / "part-0.jsonl").unlink()
+    jsonl = dataclasses.replace(two[0].ingest.jsonl, folder=str(corpus))
+    config = dataclasses.replace(two[0], ingest=dataclasses.replace(two[0].ingest, jsonl=jsonl))
+    lines = [line for line in explain(config) if "the corpus changed" in line]
+    came = "5 file(s) of the first alone (new-0.jsonl, new-1.jsonl, new-2.jsonl, ...)"
+    went = "1 file(s) of the second alone (part-0.jsonl)"
+    # Beside the two ingests that are there: of this corpus as it was, and of one with another content.
+    assert [came in line and went in line for line in lines] == [True, True]
+    assert sorted("1 file(s) with another content (part-1.jsonl)" in line for line in lines) == [False, True]
 
 
 def test_own_fields_come_first_and_all_of_them(two):

@@ -46,7 +46,8 @@ def smallest(root: Path, stage: str) -> Path:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
-    files = [p for p in root.rglob("*") if p.is_file()]
+    # The hashes of the corpus files are a cache, which whoever reads the corpus may write.
+    files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".corpus-hashes")]
     return {str(p.relative_to(root)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
