@@ -210,9 +210,10 @@ def _transformer_recipe(config: TransformerConfig) -> dict[str, Any]:
     embedder = TransformerEmbedder(config)
     vectors = embedder.embed(["A text, to see whether the encoder works.", ""])
     if vectors.shape[1] != embedder.dimension or not vectors[0].any():
+        found = "all 0" if vectors.shape[1] == embedder.dimension else f"{vectors.shape[1]} numbers"
         raise ConfigError(
             f"transformer.model {config.model!r}: expected a vector of {embedder.dimension} numbers, not all 0, "
-            f"found {vectors.shape[1]}{'' if vectors[0].any() else ', all 0'}; it is no text encoder"
+            f"found {found}; it is no text encoder"
         )
     options = {k: v for k, v in to_dict(embedder.config).items() if k != "device"}
     return {"kind": "transformer", "identity": embedder.identity(), "options": options}

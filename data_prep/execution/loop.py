@@ -111,7 +111,7 @@ class _Round:
         if outcome.record is not None:
             self._records[name] = outcome.record
             self._claims.release(name)
-            self._bar.advance()
+            self._bar.advance(outcome.record["rows"])
             return True
         assert outcome.failure is not None
         self._claims.discard_temporaries(name)

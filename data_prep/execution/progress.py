@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, enabled: bool = True) -> None:
         self.label, self.total, self.enabled = label, total, enabled
-        self.own = self.others = self.before = self.failed = 0
+        self.own = self.others = self.before = self.failed = self.rows = 0
         self.started = time.monotonic()
         self._printed = self.started  # a short stage has one line, at its end
         self._looked = self._look_pause = 0.0
@@ -34,9 +34,10 @@ class Progress:
         self.before = before
         self.show()
 
-    def advance(self) -> None:
-        """This process has made a shard."""
+    def advance(self, rows: int = 0) -> None:
+        """This process has made a shard of so many rows."""
         self.own += 1
+        self.rows += rows
         self.show()
 
     def look(self, folder: Path) -> None:
@@ -72,12 +73,16 @@ class Progress:
             parts.append(f"{self.failed} failed attempt{'s' if self.failed > 1 else ''}")
         if rate > 0:
             parts.append(f"{rate:.2f}/s" if rate >= 0.1 else f"{rate * 3600:.1f}/h")
+            if self.rows:
+                parts.append(f"{self.rows / elapsed:,.0f} rows/s")
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
         return ", ".join(parts)
 
     def close(self, summary: str) -> None:
-        """End the display with a summary of the finished artifact."""
-        self._write(f"{self.label}: {summary} ({time.monotonic() - self.started:.1f} s)", stays=True)
+        """End the display with a summary of the finished artifact, and the rate of the rows that this process made."""
+        elapsed = time.monotonic() - self.started
+        rate = f", {self.rows / elapsed:,.0f} rows/s" if self.rows and elapsed > 0 else ""
+        self._write(f"{self.label}: {summary} ({elapsed:.1f} s{rate})", stays=True)
 
     def _write(self, text: str, stays: bool = False) -> None:
         if not self.enabled:
