@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from data_prep.chunk import cut_documents
 from retro.artifacts.manifest import MANIFEST_NAME, open_manifest, verify_files
 from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, ArtifactUnfinishedError
+from retro.data import token_store
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.data.document import document_key
 from retro.data.neighbor_table import open_neighbor_table
@@ -395,3 +396,46 @@ def test_damaged_records_of_documents_are_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("\n", " ", 1))
     with pytest.raises(ArtifactError, match="expected 24 lines, found 23"):
         open_token_store(release.tokens).document_record(0)
+
+
+@pytest.mark.parametrize("flags", [5, 64 << 20])
+@pytest.mark.parametrize(
+    ("file", "place", "value", "message"),
+    [
+        ("order.npy", 3, 0, "order.npy: expected every document once"),
+        ("order.npy", 3, 24, "order.npy: expected every document once"),
+        ("order.npy", 3, -1, "order.npy: expected every document once"),
+        ("offsets-00001.npy", 2, 10**6, "expected rising offsets"),
+        ("tokens-00001.bin", 7, 300, "expected tokens below 300, found 300"),
+    ],
+)
+def test_verify_of_tokens_reads_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, file: str, place: int, value: int, message: str
+) -> None:
+    monkeypatch.setattr(token_store, "_BLOCK", 7)
+    monkeypatch.setattr(token_store, "_FLAGS", flags)
+    release = build_tiny_release(tmp_path, shards=2)
+    open_token_store(release.tokens).verify()
+    path = release.tokens / file
+    if file.endswith(".bin"):
+        tokens = np.fromfile(path, np.uint16)
+        tokens[place] = value
+        tokens.tofile(path)
+    else:
+        array = np.load(path)
+        array[place] = value
+        flip(path, array)
+    with pytest.raises(ArtifactCorruptError, match=message):
+        open_token_store(release.tokens).verify()
+
+
+def test_an_order_that_names_no_document_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    release = build_tiny_release(tmp_path)
+    order = np.load(release.tokens / "order.npy")
+    assert open_token_store(release.tokens).read_order(2, 9).tolist() == order[2:9].tolist()
+    order[4] = 24
+    flip(release.tokens / "order.npy", order)
+    store = open_token_store(release.tokens)
+    assert store.read_order(5, 24).tolist() == order[5:].tolist()
+    with pytest.raises(ArtifactCorruptError, match="expected every document once"):
+        store.read_order(0, 5)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import document_shards, tokenizer_sample, train_tokenizer
+from data_prep import chunk, document_shards, tokenizer_sample, train_tokenizer
 from data_prep.chunk import ChunkStage
 from data_prep.runner import Executor, execute_shard, run_stage
 from data_prep.stage import Stage
@@ -343,3 +343,33 @@ def test_a_tokenizer_that_loses_text_is_said_to(tmp_path: Path, corpus: Path, to
         assert found.stats["lossless"] is lossless and open_token_store(made).lossless is lossless
         words = "not lossless, so bits per byte will be approximate"
         assert (words in stage.summary(found.stats, found.rows)) is not lossless
+
+
+def test_blocks_of_documents_and_their_number_per_shard_do_not_change_the_chunks(
+    tmp_path: Path, corpus: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = run_stage(TokenizeStage(TokensConfig(), corpus, tokenizer), tmp_path, progress=False)
+    stage = ChunkStage(ChunkConfig(chunk_length=8), tokens)
+    assert [shard.spec for shard in stage.plan()] == [{"start": 0, "stop": 21}]
+    whole = content(run_stage(stage, tmp_path / "a", progress=False))
+    monkeypatch.setattr(chunk, "_BLOCK", 3)
+    assert content(run_stage(stage, tmp_path / "b", progress=False)) == whole
+    monkeypatch.setattr(chunk, "_FEWEST", 2)
+    monkeypatch.setattr(chunk, "_SHARDS", 5)
+    assert [shard.spec["start"] for shard in stage.plan()] == [0, 5, 10, 15, 20]
+    monkeypatch.setattr(chunk, "_MOST", 3)
+    assert len(stage.plan()) == 7
+    cut = open_chunk_store(run_stage(stage, tmp_path / "c", progress=False))
+    cut.verify()
+    starts = np.concatenate([np.load(path) for path in sorted(cut.folder.glob("starts-*.npy"))])
+    assert starts.tolist() == np.load(next((tmp_path / "a").glob("chunk-*/starts-00000.npy"))).tolist()
+
+
+def test_offsets_that_do_not_rise_are_not_chunked(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    tokens = run_stage(TokenizeStage(TokensConfig(), corpus, tokenizer), tmp_path, progress=False)
+    path = tokens / "offsets-00000.npy"
+    offsets = np.load(path)
+    offsets[5] = offsets[4]
+    np.save(path, offsets)
+    with pytest.raises(ArtifactCorruptError, match="offsets that do not rise"):
+        run_stage(ChunkStage(ChunkConfig(), tokens), tmp_path, progress=False)
