@@ -19,6 +19,7 @@ WORK = (
     "data_prep.inspection.status.status",
     "data_prep.inspection.explain.explain",
     "data_prep.inspection.verify.verify",
+    "data_prep.cost_model.plan",
     "data_prep.show.show",
     "retro.train.run.train",
     "retro.eval.runner.evaluate",
