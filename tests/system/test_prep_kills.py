@@ -155,9 +155,9 @@ class Torture:
             code = -signal.SIGKILL
             while code:
                 pid = self.zygote.fork(command, log)
-                time.sleep(float(self.generator.uniform(0.1, 4.0)))
+                time.sleep(float(self.generator.uniform(0.1, 2.5)))
                 workers = children(pid)
-                victim = workers[0] if workers and self.generator.uniform() < 0.5 else pid
+                victim = workers[0] if workers and self.generator.uniform() < 0.3 else pid
                 try:
                     os.kill(victim, signal.SIGKILL)
                 except ProcessLookupError:
@@ -177,8 +177,10 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def stages(config: Path) -> set[str]:
-    return {stage.name for _, stage, _ in iter_folders(load_config(PrepConfig, config))}
+def all_stages(found: Torture) -> set[str]:
+    """Names of the stages of the configuration, once a round has been finished."""
+    config = found.folder / "round-1.yaml"
+    return {stage.name for _, stage, _ in iter_folders(load_config(PrepConfig, config))} if found.rounds else {"none"}
 
 
 @pytest.fixture
@@ -209,8 +211,9 @@ def test_killed_200_times_over_all_stages_and_resumed(bm25, vectors, torture):
     """Nothing lost, nothing double: 200 kills, in each of the stages, then the bytes of the undisturbed run."""
     both = [torture(bm25, seed=2), torture(vectors, seed=3)]
     for found in both:
-        found.kill_and_resume(100, operations=100)
-        assert stages(found.folder / "round-1.yaml") <= set(found.kills)
+        while found.kills.total() < 100 or not all_stages(found) <= set(found.kills):
+            assert found.rounds < 20, f"no kill met {all_stages(found) - set(found.kills)}"
+            found.kill_and_resume(found.kills.total() + 1, operations=50, timed=0.1)
     kills = both[0].kills + both[1].kills
     print(f"\n{kills.total()} kills in {sum(found.rounds for found in both)} rounds: {dict(kills)}")
     assert kills.total() >= 200
@@ -222,8 +225,8 @@ def test_two_runs_at_once_killed_40_times(vectors, torture):
 
 
 @pytest.mark.slow
-def test_runs_with_two_workers_killed_12_times(bm25, torture):
-    torture(bm25, seed=5, workers=2).kill_with_a_pool(12)
+def test_runs_with_two_workers_killed_8_times(bm25, torture):
+    torture(bm25, seed=5, workers=2).kill_with_a_pool(8)
 
 
 def test_nothing_is_lost_and_nothing_is_double_in_what_the_kills_are_compared_with(bm25, corpus):

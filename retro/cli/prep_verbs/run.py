@@ -6,6 +6,8 @@ import argparse
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from retro.cli.prep_verbs.configured import add_config, read_config
@@ -29,18 +31,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     rank, world_size = resolve_rank(arguments.rank, arguments.world_size)
     config = read_config(arguments)
-    _stop_in_order()
     started = time.monotonic()
-    release = run_pipeline(config, rank=rank, world=world_size)
+    with _stopped_in_order():
+        release = run_pipeline(config, rank=rank, world=world_size)
     print(f"release: {release} ({time.monotonic() - started:.0f} s)")
     return 0
 
 
-def _stop_in_order() -> None:
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
     """SIGTERM (a time limit, a preemption) is treated like Ctrl-C: what we hold is free for others at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
