@@ -19,6 +19,7 @@ CLASSES = {"prep": PrepConfig, "model": ModelConfig, "train": TrainConfig, "eval
 #: What no file can know, and every command that uses the file gives.
 GIVEN = {"eval": ["checkpoint=runs/x"]}
 GIVEN_BY_NAME = {
+    "prep/add_documents.yaml": ["ingest.jsonl.folder=x"],
     "prep/jsonl.yaml": ["ingest.jsonl.folder=x"],
     "prep/parquet.yaml": ["ingest.parquet.folder=x"],
     "prep/text_folder.yaml": ["ingest.text_folder.folder=x"],
