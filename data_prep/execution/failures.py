@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
+import shutil
 import signal
 import traceback
 from pathlib import Path
@@ -22,6 +24,7 @@ _LASTING = (
     errno.EMFILE,
     errno.ENFILE,
 )
+_NEARLY_FULL = 1 << 20  # bytes
 #: Files with the traceback of a part that failed; removed when the artifact is finished.
 TRACE = "failed-"
 
@@ -48,6 +51,29 @@ def describe_error(error: Exception) -> Failure:
         return Failure(f"{cause}; free the cause and run the command again" if final else cause, final, None, trace)
     message = " ".join(str(error).split())
     return Failure(f"{type(error).__name__}: {message}" if message else type(error).__name__, False, None, trace)
+
+
+def name_disk(error: Exception, folder: Path) -> Exception:
+    """The error of something that wrote into `folder`, such that it says where, and that the disk is full if it is.
+
+    Writes by descriptor do not know their file, and libraries have words of their own for a full disk ("64 requested
+    and 0 written"): what fails with no number of the system where there is no room left is taken for that.
+    """
+    if isinstance(error, RetroError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is None:
+            error.filename = str(folder)
+        return error
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return error
+    if free >= _NEARLY_FULL:
+        return error
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    full.__cause__ = error
+    return full
 
 
 def describe_death(exit_code: int | None) -> Failure:

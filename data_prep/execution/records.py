@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.execution.failures import name_disk
 from data_prep.execution.liveness import new_owner
 from data_prep.stage import Shard, Stage
 from retro.artifacts.atomic import fsync_directory, fsync_file, write_json_atomic
@@ -73,10 +74,10 @@ def commit(folder: Path, name: str, work: Callable[[Path], tuple[int, dict[str, 
         write_json_atomic(out / f"{name}.json", record)
         os.replace(out / f"{name}.json", folder / RECORDS / f"{name}.json")
         fsync_directory(folder / RECORDS)
-    except Exception:
+    except Exception as error:
         record = read_record(folder, name)
         if record is None:
-            raise
+            raise name_disk(error, folder) from error.__cause__
     finally:
         shutil.rmtree(out, ignore_errors=True)
     return record
