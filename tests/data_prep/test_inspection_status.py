@@ -187,6 +187,15 @@ def test_json_has_everything_and_plain_types(half, tmp_path, capsys):
     assert content["disk"]["used"] > 0 and content["too_large"] is False
 
 
+def test_what_a_killed_run_left_beside_the_release_is_gone_after_the_next(own):
+    root = Path(own.root)
+    for name in (".release.json.tmp-17-0a1b2c3d", ".release.json.tmp-17"):
+        (root / name).write_text("half")
+    before = (root / "release.json").read_bytes()
+    run(own, progress=False)
+    assert not list(root.glob(".*tmp-*")) and (root / "release.json").read_bytes() == before
+
+
 def test_a_root_that_is_not_there_yet(made, tmp_path):
     found = status(dataclasses.replace(made, root=str(tmp_path / "deep" / "new")))
     assert found.steps[0].state == "missing" and found.unused == [] and found.disk.free is not None

@@ -259,6 +259,20 @@ def test_a_release_is_verified_without_its_configuration(own, tmp_path):
     assert len(found) == 1 and f"{file}: expected sha256" in found[0] and "restore" in found[0]
 
 
+def test_an_imported_release(own, tmp_path, capsys):
+    assert main(["prep", "export", own.root, str(tmp_path / "archive.tar")]) == 0
+    assert main(["prep", "import", str(tmp_path / "archive.tar"), str(tmp_path / "imported")]) == 0
+    capsys.readouterr()
+    assert main(["prep", "verify", str(tmp_path / "imported"), "--fraction", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("splits.test.neighbors: ok (") for line in lines)
+    # What the members were made from came along as far as they need it, and is looked at too.
+    assert any(line.startswith("embeddings of database.searcher: ok (") for line in lines)
+    flip(next((tmp_path / "imported").glob("*/vectors-*.npy")))
+    assert main(["prep", "verify", str(tmp_path / "imported")]) == 3
+    assert "expected sha256" in capsys.readouterr().err
+
+
 def test_a_release_whose_members_were_exchanged_or_are_gone(own):
     root = Path(own.root)
     path = root / "release.json"

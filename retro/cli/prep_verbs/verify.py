@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from retro.cli.prep_verbs.configured import add_config, read_config
+from retro.cli.prep_verbs.wording import size
 from retro.config.errors import ArtifactCorruptError, ConfigError
 
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = verify(read_config(arguments), sampling, progress=True)
     problems = 0
     for item in found:
-        read = f"{item.files} files read, {item.bytes / 1e6:,.1f} MB"
+        read = f"{item.files} files read, {size(item.bytes)}"
         made = f", {item.shards} shards made again" if item.shards else ""
         bad = f"{len(item.problems)} problem(s)"
         print(f"{item.name}: {bad if item.problems else 'ok'} ({read}{made})", flush=True)
