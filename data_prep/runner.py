@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.execution.claims import Claims, clear_leftovers
 from data_prep.execution.closing import close_stage
 from data_prep.execution.executor import Executor
-from data_prep.execution.failures import describe_error, failure_error
+from data_prep.execution.failures import describe_error, failure_error, name_disk
 from data_prep.execution.loop import run_shards
 from data_prep.execution.progress import Progress
 from data_prep.execution.records import FINISH_RECORD, RECORDS, execute_shard, shard_records
@@ -40,7 +40,7 @@ def run_stage(stage: Stage, root: Path, executor: Executor | None = None, progre
             if not _finished(folder, stage, fingerprint):  # while we came in
                 _run(stage, folder, executor, claims, progress)
     except OSError as error:
-        raise failure_error(stage.name, "its output folder", describe_error(error)) from None
+        raise failure_error(stage.name, "its output folder", describe_error(name_disk(error, folder))) from None
     return folder
 
 
