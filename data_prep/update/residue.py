@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.update.removal import find_in_store
 from retro.artifacts.closure import iter_closure
-from retro.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
+from retro.artifacts.manifest import MANIFEST_NAME, Manifest, open_manifest, read_manifest, verify_files
 from retro.artifacts.release import Release, open_release, read_release
 from retro.config.errors import ArtifactCorruptError, ArtifactError, ConfigError
 from retro.data.document import document_key, read_documents
@@ -31,7 +31,7 @@ _DEPTH = 3
 @dataclasses.dataclass(frozen=True)
 class Residue:
     """folders: finished artifacts that hold removed text or what was computed from it; unfinished: folders of stages
-    that have not ended, which nobody has looked into; roots: where was looked."""
+    that have not ended and damaged artifacts, which nobody has looked into; roots: where was looked."""
 
     folders: tuple[Path, ...]
     unfinished: tuple[Path, ...]
@@ -46,7 +46,10 @@ def find_residue(old: Release, ids: frozenset[str]) -> Residue:
     for root in roots:
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             if (folder / MANIFEST_NAME).is_file():
-                artifacts[folder] = read_manifest(folder)
+                try:
+                    artifacts[folder] = open_manifest(folder)
+                except ArtifactError:  # damaged: as little known as of one that is not finished
+                    unfinished.append(folder)
             elif (folder / "shards").is_dir():
                 unfinished.append(folder)
     judged: dict[Path, bool] = {}
@@ -116,7 +119,10 @@ def _holds(folder: Path, artifacts: dict[Path, Manifest], ids: frozenset[str], j
         if manifest is None:
             if not (folder / MANIFEST_NAME).is_file():
                 return False
-            manifest = read_manifest(folder)
+            try:
+                manifest = open_manifest(folder)
+            except ArtifactError:
+                return False
         if manifest.kind == "tokens":
             judged[folder] = bool(len(find_in_store(open_token_store(folder), set(ids))[0]))
         elif manifest.kind == "documents":

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in residue.folders:
         print(f"  {folder}")
     if residue.unfinished:
-        print("unfinished folders, which may hold it too:")
+        print("unfinished or damaged folders, which may hold it too:")
         for folder in residue.unfinished:
             print(f"  {folder}")
     print("the corpus itself, evaluations and checkpoints of models trained on the text are not looked at")

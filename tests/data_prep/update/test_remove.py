@@ -389,12 +389,15 @@ def test_a_document_of_one_split_leaves_the_others_alone(small: Path, tmp_path: 
 def test_older_folders_are_listed_and_purged(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root, name = small.parent, records(1)[0]["id"]
     (root / "tokenize-unfinished" / "shards").mkdir(parents=True)
+    (root / "tokenize-damaged").mkdir()
+    (root / "tokenize-damaged" / "manifest.json").write_text("{")
     old = open_release(small)
     command = ["prep", "remove", str(small), "--id", name, "--out", str(tmp_path / "out"), "--workers", "1"]
     before = tree(root)
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert tree(root) == before and "give --purge" in printed and "tokenize-unfinished" in printed
+    assert "tokenize-damaged" in printed
     listed = {Path(line.strip()).name.rpartition("-")[0] for line in printed.splitlines() if line.startswith("  /")}
     assert {"ingest", "deduplicate", "sign_documents", "tokenize", "build_index", "questions"} <= listed | {"questions"}
     assert str(old.split("test").tokens) not in printed and str(old.tokenizer) not in printed  # held nothing of it
