@@ -29,7 +29,7 @@ from tests.data_prep.prepared import prepare
 
 pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
 
-from tests.retrieval.tiny_bert import WORDS, make_bert, set_word  # noqa: E402
+from tests.retrieval.tiny_bert import WORDS, make_bert, set_word
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_what_the_configuration_leaves_open_is_resolved_once_and_recorded(
         recipe = read_recipe(folder)
         assert recipe["identity"]["precision"] == recipe["options"]["precision"] == precision
         assert recipe["identity"]["batch_tokens"] == recipe["options"]["batch_tokens"] > 0
-    # On a machine with fp32 only, the embedder that was fitted elsewhere stays what it is, and so do its vectors' names.
+    # Where only fp32 is, an embedder that was fitted elsewhere stays what it is.
     assert open_embedder(folders["bf16"], "cpu").identity()["precision"] == "bf16"
     stages = [EmbedStage(config, chunks["train"], folder) for folder in folders.values()]
     assert stages[0].fingerprint() != stages[1].fingerprint()
