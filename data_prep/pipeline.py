@@ -12,6 +12,7 @@ from data_prep.chunk import ChunkStage
 from data_prep.deduplicate import deduplicate_steps
 from data_prep.docs_questions import DocsQuestionsStage
 from data_prep.embed import EmbedStage, FitEmbedderStage
+from data_prep.execution.crew import Crew
 from data_prep.execution.devices import usable_cores
 from data_prep.execution.ray_session import disconnect
 from data_prep.find_neighbors import FindNeighborsStage
@@ -88,7 +89,6 @@ def steps(config: PrepConfig) -> list[Step]:
                 database=done[database],
                 searcher=done["build_index"],
                 reranker=done["build_index for rerank"] if config.neighbors.rerank == "bm25" else None,
-                query_embeddings=done.get("embed") if database == f"chunk {split}" else None,
             ),
         )
     if config.questions is not None:
@@ -137,7 +137,6 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
     Any number of processes may run one configuration at the same time in the same root: they share the shards. With
     `rank` of `world` each begins with others. Ended early in any way and started again it ends in the same bytes.
     """
-    executor = Executor(workers(config), config.executor, rank, world)
     root = Path(config.root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -146,11 +145,13 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
     remove_dead_temporaries(root)  # a run killed while it wrote release.json or the corpus hashes
     done: dict[str, Path] = {}
     try:
-        for step in steps(config):
-            stage = step.build(done)
-            if isinstance(stage, IngestStage) and (change := stage.corpus_change(root)) is not None:
-                sys.stderr.write(change + "\n")
-            done[step.name] = run_stage(stage, root, executor, progress)
+        with Crew() as crew:
+            executor = Executor(workers(config), config.executor, rank, world, crew)
+            for step in steps(config):
+                stage = step.build(done)
+                if isinstance(stage, IngestStage) and (change := stage.corpus_change(root)) is not None:
+                    sys.stderr.write(change + "\n")
+                done[step.name] = run_stage(stage, root, executor, progress)
     finally:
         disconnect()
     return release(config, done)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.execution.backend import Backend, InProcess
+from data_prep.execution.crew import Crew
 from data_prep.execution.pool import LocalPool
 from data_prep.stage import Stage
 from retro.config.errors import ConfigError
@@ -19,12 +20,14 @@ class Executor:
     workers: shards at a time; with the type "process" 1 is this process and more are a pool of spawned ones; with "ray"
     they are actors, and 0 is as many as the cluster has room for. config: where, and what happens when workers die.
     rank, world: this is one of `world` processes that share the output folder; it begins with every world-th shard.
+    crew: local worker processes that outlive a stage.
     """
 
     workers: int = 1
     config: ExecutorConfig = dataclasses.field(default_factory=ExecutorConfig)
     rank: int = 0
     world: int = 1
+    crew: Crew | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.world < 1 or not 0 <= self.rank < self.world:
@@ -39,7 +42,9 @@ class Executor:
 
             return RayBackend(stage, folder, owner, self.workers, shards, self.config)
         workers = min(self.workers, shards)
-        return InProcess(stage, folder, owner) if workers <= 1 else LocalPool(stage, folder, owner, workers)
+        if workers <= 1:
+            return InProcess(stage, folder, owner)
+        return LocalPool(stage, folder, owner, workers, self.crew)
 
     def order(self, count: int) -> list[int]:
         """In which order this process visits `count` shards: its own stride forwards, then what may be left of the

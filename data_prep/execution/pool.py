@@ -7,46 +7,30 @@ the place.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import multiprocessing
-import os
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from data_prep.execution.backend import Backend, Outcome
+from data_prep.execution.crew import Crew, Worker, start_worker
 from data_prep.execution.devices import gpus_of_worker, usable_cores, visible_gpus
 from data_prep.execution.failures import Failure, describe_death
-from data_prep.execution.worker import serve
 from data_prep.stage import Shard, Stage
 from retro.config.errors import RetroError
-
-
-@dataclasses.dataclass
-class _Worker:
-    """A process, our end of its pipe, its place in the pool, and the shard that it has."""
-
-    process: BaseProcess
-    connection: Connection
-    number: int
-    shard: Shard | None = None
 
 
 class LocalPool(Backend):
     """`workers` spawned processes; they are started when they are first needed."""
 
-    def __init__(self, stage: Stage, folder: Path, owner: str, workers: int) -> None:
-        """Worker threads: the cores divided among the workers. GPUs: `stage.gpus` for each, dealt round."""
-        # spawn, not fork: a forked child hangs for ever in OpenMP libraries (faiss, torch) that the parent has used.
-        self._context = multiprocessing.get_context("spawn")
-        self._stage, self._folder, self._owner = stage, folder, owner
+    def __init__(self, stage: Stage, folder: Path, owner: str, workers: int, crew: Crew | None = None) -> None:
+        """Worker threads: the cores divided among the workers. GPUs: `stage.gpus` for each, dealt round. `crew`: where
+        workers come from and go to; without one they end with the pool."""
+        self._stage, self._folder, self._owner, self._crew = stage, folder, owner, crew
         self._threads = max(1, usable_cores() // workers)
         self._gpus = visible_gpus() if stage.gpus else []
         self._unused = list(range(workers))[::-1]
-        self._idle: list[_Worker] = []
-        self._working: list[_Worker] = []
+        self._idle: list[Worker] = []
+        self._working: list[Worker] = []
 
     def free(self) -> int:
         """Workers without a shard, started or not."""
@@ -60,13 +44,14 @@ class LocalPool(Backend):
         """Give the shard to an idle worker, or start one."""
         while self._idle:
             worker = self._idle.pop()
-            if self._send(worker, shard):
-                return
+            if worker.send(shard):
+                break
             self._retire(worker)  # died while idle: no shard is to blame
-        worker = self._start(self._unused.pop())
-        if not self._send(worker, shard):
-            worker.shard = shard  # died at once: `wait` finds it
-            self._working.append(worker)
+        else:
+            worker = self._start(self._unused.pop())
+            worker.send(shard)  # if it died at once `wait` finds it
+        worker.shard = shard
+        self._working.append(worker)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Outcomes that arrived, and failures of the shards whose worker has died."""
@@ -92,38 +77,27 @@ class LocalPool(Backend):
         return outcomes
 
     def close(self) -> None:
-        """End the idle workers, kill the others."""
-        for worker in [*self._idle, *self._working]:
-            worker.connection.close()
+        """Kill the workers that have a shard; the others rest or end."""
+        for worker in self._working:
             worker.process.kill()
-        for worker in [*self._idle, *self._working]:
-            worker.process.join()
+        for worker in self._working:
+            worker.end()
+        for worker in self._idle:
+            if self._crew is not None:
+                self._crew.rest(worker)
+            else:
+                worker.process.kill()
+                worker.end()
         self._idle, self._working = [], []
 
-    def _start(self, number: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
+    def _start(self, number: int) -> Worker:
         gpus = gpus_of_worker(number, self._stage.gpus, self._gpus)
-        # Not daemonic: a stage may want processes of its own. It ends with us nevertheless (worker.py).
-        process = self._context.Process(
-            target=serve, args=(theirs, os.getpid(), self._threads, gpus), name=f"{self._stage.name}-{number}"
-        )
-        process.start()
-        theirs.close()
-        worker = _Worker(process, ours, number)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # shows when it is given its shard
-            ours.send((self._stage, str(self._folder), self._owner))
+        worker = self._crew.hire(number, self._threads) if self._crew is not None and gpus is None else None
+        worker = worker or start_worker(self._stage.name, number, self._threads, gpus)
+        worker.prepare(self._stage, self._folder, self._owner)
         return worker
 
-    def _send(self, worker: _Worker, shard: Shard) -> bool:
-        try:
-            worker.connection.send(shard)
-        except (BrokenPipeError, ConnectionResetError):
-            return False
-        worker.shard = shard
-        self._working.append(worker)
-        return True
-
-    def _receive(self, worker: _Worker) -> tuple[bool, Any]:
+    def _receive(self, worker: Worker) -> tuple[bool, Any]:
         """(whether the worker is done with its shard, its message; None if it has died)."""
         try:
             if worker.connection.poll():
@@ -132,12 +106,7 @@ class LocalPool(Backend):
             return True, None
         return False, None
 
-    def _retire(self, worker: _Worker) -> int | None:
+    def _retire(self, worker: Worker) -> int | None:
         """Take a dead worker out of the pool; its place is free for a fresh one."""
-        worker.connection.close()
-        worker.process.join(5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
         self._unused.append(worker.number)
-        return worker.process.exitcode
+        return worker.end(patience=5)

@@ -1,9 +1,10 @@
-"""The worker process of the local pool: receives a stage once, then shards one at a time."""
+"""The worker process of the local pool: receives a stage, then its shards one at a time, then perhaps another stage."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from data_prep.execution.backend import attempt_shard
-from data_prep.execution.failures import describe_error
+from data_prep.execution.failures import Failure, describe_error
+from data_prep.stage import Shard, Stage
 
 _PR_SET_PDEATHSIG = 1
 
@@ -21,7 +23,8 @@ _PR_SET_PDEATHSIG = 1
 def serve(connection: Connection, parent: int, threads: int, gpus: list[str] | None) -> None:
     """Answer every shard that comes over `connection` with its Outcome, until it is closed.
 
-    The first message is (stage, folder, owner); if it cannot be read, the answer is the Failure that says why.
+    Other messages are (stage, folder, owner), the stage of the shards that follow, and None: forget it. To a message
+    that cannot be read the answer is the Failure that says why.
     parent: number of the process that started this one; threads: for OpenMP libraries; gpus: CUDA_VISIBLE_DEVICES.
     """
     die_with(parent)
@@ -30,19 +33,26 @@ def serve(connection: Connection, parent: int, threads: int, gpus: list[str] | N
         os.environ[variable] = str(threads)
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    try:
+    given: tuple[Stage, str, str] | None = None
+    while True:
         try:
-            stage, folder, owner = connection.recv()
+            message = connection.recv()
+        except (EOFError, OSError):
+            return  # the parent has closed its end
+        except Exception as error:  # a class of another version, a missing module
+            message = describe_error(error)
+        try:
+            if isinstance(message, Shard):
+                assert given is not None
+                connection.send(attempt_shard(given[0], Path(given[1]), message, given[2]))
+            elif isinstance(message, Failure):
+                connection.send(message)
+                return
+            else:
+                given = message
+                gc.collect()
         except (EOFError, OSError):
             return
-        except Exception as error:  # a class of another version, a missing module
-            connection.send(describe_error(error))
-            return
-        while True:
-            shard = connection.recv()
-            connection.send(attempt_shard(stage, Path(folder), shard, owner))
-    except (EOFError, OSError):
-        return  # the parent has closed its end
 
 
 def die_with(parent: int) -> None:

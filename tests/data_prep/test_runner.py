@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.execution.crew import Crew
 from data_prep.runner import Executor, run_stage
 from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError, RetroError
@@ -169,3 +170,30 @@ def test_gpus_are_dealt_round(tmp_path, monkeypatch):
     folder = run_stage(Squares(count=8, wait=0.3, gpus=2), tmp_path, Executor(2), progress=False)
     seen = dict(line.split() for line in (folder / ".workers").read_text().splitlines())
     assert sorted(seen.values()) == ["GPU-a,GPU-b", "GPU-c,GPU-a"]
+
+
+def workers_of(folder: Path) -> set[str]:
+    return {line.split()[0] for line in (folder / ".workers").read_text().splitlines()}
+
+
+def test_a_crew_goes_from_stage_to_stage(tmp_path, clean):
+    """The same processes make the second stage; one that was killed in between is replaced, no shard is blamed."""
+    with Crew() as crew:
+        executor = Executor(2, crew=crew)
+        first = workers_of(run_stage(Squares(count=8, wait=0.2), tmp_path, executor, progress=False))
+        second = workers_of(run_stage(Squares(count=7, wait=0.2), tmp_path, executor, progress=False))
+        assert len(first) == 2 and second == first
+        os.kill(int(min(first)), signal.SIGKILL)
+        folder = run_stage(Squares(wait=0.2), tmp_path, executor, progress=False)
+        assert content(folder) == clean
+        assert len(workers_of(folder) & first) == 1
+        running_now = workers_of(folder) - {min(first)}
+    assert not [pid for pid in running_now if running(int(pid))]
+
+
+def test_workers_with_gpus_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with Crew() as crew:
+        executor = Executor(2, crew=crew)
+        folder = run_stage(Squares(wait=0.2, gpus=1), tmp_path, executor, progress=False)
+        assert not [pid for pid in workers_of(folder) if running(int(pid))]
