@@ -1,4 +1,6 @@
-"""`kill -9` at any moment, then the same command again: the same bytes as without the kill."""
+"""`kill -9` of training and evaluation at any moment, then the same command again: the same bytes as without the kill.
+
+Preparation: test_prep_kills.py."""
 
 from __future__ import annotations
 
@@ -21,24 +23,8 @@ from tests.system.workplace import (
     differences,
     environment,
     eval_command,
-    prep_settings,
     result_files,
     train_command,
-    write_config,
-)
-
-STAGES = (
-    "ingest",
-    "sign_documents",
-    "find_duplicates",
-    "deduplicate",
-    "train_tokenizer",
-    "tokenize",
-    "chunk",
-    "build_index",
-    "find_neighbors",
-    "docs_questions",
-    "question_sequences",
 )
 
 
@@ -82,41 +68,6 @@ def leftovers(root: Path) -> list[str]:
     return [str(p.relative_to(root)) for p in root.rglob("*") if ".tmp-" in p.name]
 
 
-def prep_again(place, tmp_path: Path) -> tuple[Path, list[str]]:
-    """(root, command) of the same preparation into another, empty folder."""
-    root = tmp_path / "prep"
-    settings = prep_settings(place.root / "corpus", root)
-    return root, ["prep", "run", str(write_config(tmp_path / "prep.yaml", settings))]
-
-
-def finish_prep(place, root: Path, command: list[str]) -> None:
-    assert main(command) == 0
-    assert differences(result_files(place.prep), result_files(root)) == []
-    assert leftovers(root) == []
-
-
-def kill_in_stages(place, tmp_path: Path, stages: tuple[str, ...], seed: int) -> None:
-    """One run per stage, each killed a random moment after that stage's folder appears, each resuming the last."""
-    root, command = prep_again(place, tmp_path)
-    generator = np.random.default_rng(seed)
-    killed = 0
-    for stage in stages:
-        delay = float(generator.uniform(0, 0.08))
-        killed += kill_when(command, lambda stage=stage: any(root.glob(f"{stage}-*")), delay)
-    assert killed >= len(stages) // 2
-    finish_prep(place, root, command)
-
-
-def test_prep_killed_in_every_third_stage_and_resumed(place, tmp_path):
-    kill_in_stages(place, tmp_path, STAGES[::3], seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_prep_killed_in_every_stage_and_resumed(place, tmp_path, seed):
-    kill_in_stages(place, tmp_path, STAGES, seed)
-
-
 DYING = """
 import os, signal, sys
 from retro.cli.main import main
@@ -148,15 +99,6 @@ def die_at_call(command: list[str], count: int, when: str) -> bool:
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
     return done.returncode != 0
-
-
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
-def test_prep_killed_between_any_two_system_calls_of_a_commit(place, tmp_path, seed):
-    root, command = prep_again(place, tmp_path)
-    generator = np.random.default_rng(seed)
-    for _ in range(3):
-        assert die_at_call(command, int(generator.integers(1, 60)), ["before", "after"][int(generator.integers(2))])
-    finish_prep(place, root, command)
 
 
 def step_reached(run: Path, step: int) -> bool:

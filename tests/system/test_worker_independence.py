@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +24,7 @@ from retro.config.prep_tokens import TokensConfig
 from retro.config.preparation import PrepConfig
 from tests.system.workplace import (
     differences,
+    environment,
     prep_settings,
     result_files,
     train_command,
@@ -35,6 +42,44 @@ def test_two_processes_give_the_artifacts_of_one(place, tmp_path):
     records = Counter(name.split("/")[0] for name in one if "/shards/" in name and "_finish" not in name)
     sharded = {folder.split("-")[0] for folder, count in records.items() if count > 1}
     assert sharded >= {"find_duplicates", "build_index", "find_neighbors", "question_sequences"}
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "retro.cli.main", *arguments], env=environment())
+
+
+def again(place, tmp_path: Path, **changes: Any) -> tuple[Path, str]:
+    """(root, configuration file) of the release's preparation in another, empty folder."""
+    settings = {**prep_settings(place.root / "corpus", tmp_path / "prep"), **changes}
+    return tmp_path / "prep", str(write_config(tmp_path / "prep.yaml", settings))
+
+
+def test_two_commands_at_once_share_the_work(place, tmp_path):
+    root, config = again(place, tmp_path)
+    assert [process.wait(120) for process in [start("prep", "run", config) for _ in range(2)]] == [0, 0]
+    assert differences(result_files(place.prep), result_files(root)) == []
+    assert not list(root.rglob(".work"))
+
+
+def test_three_ranks_of_which_one_is_killed(place, tmp_path):
+    root, config = again(place, tmp_path)
+    ranks = [start("prep", "run", "--rank", str(rank), "--world-size", "3", config) for rank in range(3)]
+    deadline = time.monotonic() + 120
+    while not list(root.glob("chunk-*/shards/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks[1].kill()
+    assert [process.wait(120) for process in ranks] == [0, -signal.SIGKILL, 0]
+    assert differences(result_files(place.prep), result_files(root)) == []
+    assert not list(root.rglob(".work"))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_artifacts_of_one_process(place, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    root, config = again(place, tmp_path, workers=2, executor={"type": "ray"})
+    assert start("prep", "run", config).wait(280) == 0
+    assert differences(result_files(place.prep), result_files(root)) == []
 
 
 def test_two_processes_give_the_documents_and_tokens_of_one(place, tmp_path):
