@@ -20,10 +20,11 @@ from retro.config.sections import result_fields
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.data.tokenizer import Tokenizer
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows, decode_rows, open_chunk_tokenizer
-from retro.retrieval.embedder import EMBEDDER_KIND, Embedder, check_finite, open_embedder, read_recipe, write_recipe
+from retro.retrieval.embedder import EMBEDDER_KIND, Embedder, open_embedder, read_recipe, write_recipe
 from retro.retrieval.encoder_files import find_encoder
 from retro.retrieval.lexical import IDF_NAME, LexicalEmbedder, count_documents, idf_of_counts
 from retro.retrieval.transformer import TransformerEmbedder
+from retro.retrieval.vector_check import check_finite
 from retro.retrieval.vectors import EMBEDDINGS_KIND
 
 # Chunks that an embedder sees together: enough to sort them by length into full batches. Another number would be

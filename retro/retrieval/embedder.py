@@ -7,7 +7,7 @@ input of the embeddings, they are an input of the index, and the index opens the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from retro.artifacts.fingerprint import canonical_json
 from retro.artifacts.manifest import open_manifest
-from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, RetroError
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 
 EMBEDDER_KIND = "embedder"
 RECIPE_NAME = "recipe.json"
@@ -55,16 +55,6 @@ def check_recipe(expected: dict[str, Any], found: dict[str, Any], where: str) ->
         f"{where}: embedded with another recipe ({detail}); queries and database must share one embedder: "
         "embed again with the database's"
     )
-
-
-def check_finite(vectors: np.ndarray, name: Callable[[int], str]) -> None:
-    """Raise RetroError naming the first row that has NaN or infinity. name: what a row is called."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise RetroError(
-            f"{name(int(bad[0]))}: its vector is not finite ({len(bad)} of {len(vectors)} like it); "
-            "the encoder's weights may be damaged, or precision=bf16 not enough for it: try precision=fp32"
-        )
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> None:

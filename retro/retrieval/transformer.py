@@ -25,11 +25,11 @@ import numpy as np
 
 from retro.config.errors import ConfigError
 from retro.config.prep_embed import TransformerConfig
-from retro.retrieval.embedder import check_finite
 from retro.retrieval.encoder_files import find_encoder
 from retro.retrieval.encoder_hardware import find_device, one_thread_per_batch, resolve, set_tokenizer_threads
 from retro.retrieval.length_batches import Batch, TokenRows, length_batches, token_rows
 from retro.retrieval.read_ahead import read_ahead
+from retro.retrieval.vector_check import check_finite
 
 _EXTRA = "install it with `pip install 'retro-pretraining[transformers]'`, or set kind: lexical"
 
