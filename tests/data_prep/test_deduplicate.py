@@ -355,16 +355,31 @@ def jaccard(a, b, n):
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+def hashes(text, n):
+    found, owners = Shingler(n).shingles([text])
+    assert not owners.any()
+    return found.tolist()
+
+
+def test_shingles_of_many_texts_and_of_a_long_one_are_those_of_each(monkeypatch):
+    monkeypatch.setattr("data_prep.minhash._BATCH", 5)
+    texts = [" ".join(prose(i, i)) for i in (0, 1, 3, 12, 13, 14, 40, 0, 2)]
+    found, owners = Shingler(13).shingles(texts)
+    for i, text in enumerate(texts):
+        assert found[owners == i].tolist() == hashes(text, 13)
+        assert [x for block in Shingler(13).long_text(text) for x in block.tolist()] == hashes(text, 13)
+
+
 def test_shingles_are_the_distinct_word_n_grams():
     text = " ".join(random.Random(0).choices("abcdefgh", k=2000))
     words = words_of(text)
     for n in (1, 2, 3, 13):
         distinct = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-        assert len(np.unique(Shingler(n).shingles(text))) == len(distinct)
+        assert len(set(hashes(text, n))) == len(distinct)
     # The order of words counts, and a word that is a run of two others is another word.
-    assert not set(Shingler(2).shingles("a b")) & set(Shingler(2).shingles("b a"))
-    assert not set(Shingler(2).shingles("ab c")) & set(Shingler(2).shingles("a bc"))
-    assert len(Shingler(13).shingles("...")) == 0
+    assert not set(hashes("a b", 2)) & set(hashes("b a", 2))
+    assert not set(hashes("ab c", 2)) & set(hashes("a bc", 2))
+    assert hashes("...", 13) == []
 
 
 @pytest.mark.parametrize("count", [5, 20, 60, 150])
@@ -380,6 +395,7 @@ def test_signatures_are_fixed_and_do_not_depend_on_batches(monkeypatch):
     texts = ["", " ".join(prose("a", 3000)), "one two", "!", " ".join(prose("b", 40))]
     first_found = Signatures(DeduplicateConfig()).signatures(texts)
     monkeypatch.setattr("data_prep.minhash._BATCH", 7)
+    monkeypatch.setattr("data_prep.minhash._LONG", 60)
     monkeypatch.setattr(Shingler, "_REMEMBERED", 3)
     signatures = Signatures(DeduplicateConfig())
     signatures.signature("other words before")

@@ -18,7 +18,7 @@ Found = tuple[str, str, str, float]  # dropped, kept, kind, similarity
 
 def slow_signature(config: DeduplicateConfig, text: str) -> tuple[int, ...]:
     """The MinHash signature of one text; empty for a text without words."""
-    shingles = {int(x) for x in Shingler(config.shingle_words).shingles(text)}
+    shingles = {int(x) for x in Shingler(config.shingle_words).shingles([text])[0]}
     a, b = (row.tolist() for row in Signatures(config)._hashes)
     if not shingles:
         return ()
