@@ -43,6 +43,18 @@ def choose_factory(vectors: int, dimension: int, budget_gb: float | None = None)
     if vectors <= EXACT_VECTORS:
         reason = f"{vectors:,} vectors are at most {EXACT_VECTORS:,}: exact search is fast enough"
         return Choice("exact", reason, 0)
+    options = compressed_options(vectors, dimension)
+    number = next((i for i, option in enumerate(options) if option.bytes <= budget), len(options) - 1)
+    factory, what, total = options[number].factory, options[number].reason, options[number].bytes
+    fits = "within" if total <= budget else "the smallest there is, but more than"
+    reason = (
+        f"{vectors:,} vectors of {dimension}: {what}, {_size(total)} in memory, {fits} the budget of {_size(budget)}"
+    )
+    return Choice(factory, reason, total)
+
+
+def compressed_options(vectors: int, dimension: int) -> list[Choice]:
+    """What there is beyond exact search, from the most accurate to the smallest; the reason says how it compresses."""
     lists = list_count(vectors)
     coarse = lists * (4 * dimension + _LINK_BYTES)
     code = min(64, max(8, dimension // 8))
@@ -51,14 +63,7 @@ def choose_factory(vectors: int, dimension: int, budget_gb: float | None = None)
         (f"IVF{lists}_HNSW32,RaBitQ", dimension // 8 + 8, "a bit per number, candidates decided by the embeddings"),
         (_product_factory(dimension, lists, code), code, f"product codes of {code} bytes"),
     ]
-    totals = [vectors * (size + _ID_BYTES) + coarse for _, size, _ in options]
-    number = next((i for i, total in enumerate(totals) if total <= budget), len(options) - 1)
-    (factory, _, what), total = options[number], totals[number]
-    fits = "within" if total <= budget else "the smallest there is, but more than"
-    reason = (
-        f"{vectors:,} vectors of {dimension}: {what}, {_size(total)} in memory, {fits} the budget of {_size(budget)}"
-    )
-    return Choice(factory, reason, int(total))
+    return [Choice(factory, what, vectors * (size + _ID_BYTES) + coarse) for factory, size, what in options]
 
 
 def _product_factory(dimension: int, lists: int, code: int) -> str:
