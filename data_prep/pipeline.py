@@ -26,7 +26,7 @@ from data_prep.train_tokenizer import TokenizerStage
 from data_prep.update.add import add_steps, write_added_release
 from retro.artifacts.atomic import remove_dead_temporaries
 from retro.artifacts.release import Split, write_release
-from retro.config.errors import ConfigError
+from retro.config.errors import ConfigError, RetroError
 from retro.config.prep_index import Bm25Config, IndexConfig
 from retro.config.prep_tokens import TokensConfig
 from retro.config.preparation import PrepConfig
@@ -154,7 +154,13 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
                 done[step.name] = run_stage(stage, root, executor, progress)
     finally:
         disconnect()
-    return release(config, done)
+    try:
+        return release(config, done)
+    except OSError as error:
+        raise RetroError(
+            f"{root / 'release.json'}: cannot be written ({error.strerror or error}); free the cause and run the "
+            "command again; all stages are finished"
+        ) from None
 
 
 def release(config: PrepConfig, done: dict[str, Path]) -> Path:

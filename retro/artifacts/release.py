@@ -89,9 +89,18 @@ def write_release(
         "questions": {name: entry(folder) for name, folder in sorted((questions or {}).items())},
     }
     content["fingerprint"] = release_fingerprint(content)
-    write_json_atomic(path, content)
+    if not _holds(path, content):  # a finished release may lie where nothing can be written
+        write_json_atomic(path, content)
     remove_dead_temporaries(path.parent, path.name)  # of runs that were killed in the line above
     return str(content["fingerprint"])
+
+
+def _holds(path: Path, content: dict[str, Any]) -> bool:
+    """Whether the file has exactly this content."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == content)
+    except (OSError, ValueError):
+        return False
 
 
 def release_fingerprint(content: dict[str, Any]) -> str:
