@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.system.workplace import environment
-
 # What changes files, by the names under which the library and Python's own modules call it.
 OPERATIONS = ("open", "mkdir", "link", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "truncate")
 
@@ -29,6 +27,8 @@ class Zygote:
     """The parent's end. A context; its children end with it."""
 
     def __enter__(self) -> Zygote:
+        from tests.system.workplace import environment  # not above: every worker of a child imports this module
+
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.system.zygote"],
             env=environment(),
