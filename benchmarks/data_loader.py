@@ -64,7 +64,7 @@ def build(root: Path, document_length: Callable[[np.random.Generator], int], sha
     chunks = builders.write_chunks(root / "chunks", tokens, CHUNK, shards=shards[1])
     store = builders.open_chunk_store(chunks)
     table = generator.integers(0, store.num_chunks, size=(store.num_chunks, 20))
-    neighbors = builders.write_neighbors(root / "neighbors", chunks, chunks, table, CHUNKS, shards=shards[2])
+    neighbors = builders.write_neighbors(root / "neighbors", chunks, chunks, table, shards=shards[2])
     return store, open_neighbor_table(neighbors, store, store)
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.search_inputs import open_reranker, search_inputs
 from data_prep.stage import Shard, ShardResult, Stage
 from retro.artifacts.manifest import open_manifest
-from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.config.evaluation import QuestionSequencesConfig
 from retro.config.loader import to_dict
 from retro.data.chunk_store import ChunkStore, open_chunk_store
@@ -25,12 +25,12 @@ from retro.data.questions import (
     write_questions,
 )
 from retro.data.tokenizer import Tokenizer, open_tokenizer
-from retro.retrieval.chunk_text import CHUNKS_KIND, open_chunk_tokenizer
+from retro.retrieval.chunk_text import open_chunk_tokenizer
 from retro.retrieval.retriever import Retriever
-from retro.retrieval.searcher import open_searcher, searched_chunks
+from retro.retrieval.searcher import open_searcher
 
 if TYPE_CHECKING:
-    from retro.retrieval.bm25 import BM25Searcher
+    pass
 
 
 class QuestionSequencesStage(Stage):
@@ -57,23 +57,11 @@ class QuestionSequencesStage(Stage):
     ) -> None:
         """tokenizer: None = the database's own; another artifact of the same content, whose fingerprint the layout then
         names (a release whose database was prepared elsewhere)."""
-        if (config.rerank == "bm25") != (reranker is not None):
-            raise ConfigError("rerank: bm25 needs a BM25 index of the database, and rerank: none takes none")
-        inputs = {"questions": questions, "database": database, "searcher": searcher}
-        if reranker is not None:
-            inputs["reranker"] = reranker
+        inputs = {"questions": questions, **search_inputs(config.rerank, database, searcher, reranker)}
         if tokenizer is not None:
             inputs["tokenizer"] = tokenizer
         super().__init__(to_dict(config), inputs)
         self.layout, self._device = config, device
-        expected = open_manifest(database, CHUNKS_KIND).fingerprint
-        for name in ("searcher", "reranker"):
-            if name in inputs:
-                found = open_manifest(searched_chunks(inputs[name])).fingerprint
-                if found != expected:
-                    raise ArtifactMismatchError(
-                        f"{inputs[name]}: expected an index of the database {expected}, found one of {found}"
-                    )
         open_manifest(questions, QUESTIONS_KIND)
 
     @cached_property
@@ -88,13 +76,10 @@ class QuestionSequencesStage(Stage):
 
     @cached_property
     def _retriever(self) -> Retriever:
-        reranker: BM25Searcher | None = None
-        if "reranker" in self.inputs:
-            from retro.retrieval.bm25 import BM25Searcher
-
-            reranker = BM25Searcher(self.inputs["reranker"])
         searcher = open_searcher(self.inputs["searcher"], self._device)
-        return Retriever(searcher, self._database, candidates=self.layout.candidates, reranker=reranker)
+        return Retriever(
+            searcher, self._database, candidates=self.layout.candidates, reranker=open_reranker(self.inputs)
+        )
 
     def plan(self) -> list[Shard]:
         """Ranges of the questions of each split."""

@@ -136,7 +136,7 @@ def _apply_override(cls: type, base: dict[str, Any], item: str) -> None:
         if not (isinstance(current_cls, type) and dataclasses.is_dataclass(current_cls)):
             raise ConfigError(f"override {item!r}: {'.'.join(parts[:i])} has no fields")
         hints = typing.get_type_hints(current_cls)
-        _check_known(part, hints, where, "override")
+        _check_known(current_cls, part, hints, where, "override")
         last = i == len(parts) - 1
         nested = _dataclass_of(hints[part])
         if last:
@@ -173,9 +173,13 @@ def _dataclass_of(hint: Any) -> type | None:
     return None
 
 
-def _check_known(key: str, hints: Mapping[str, Any], where: str, source: str) -> None:
+def _check_known(cls: type, key: str, hints: Mapping[str, Any], where: str, source: str) -> None:
     if key in hints:
         return
+    # Keys of earlier versions, in the undeclared class attribute RETIRED: key -> what to do instead.
+    retired: Mapping[str, str] = getattr(cls, "RETIRED", {})
+    if key in retired:
+        raise ConfigError(f"{source}: {where} is no longer read: {retired[key]}")
     near = difflib.get_close_matches(key, hints, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(hints))}"
     raise ConfigError(f"{source}: unknown key {where!r}{hint}")
@@ -188,7 +192,7 @@ def _build(cls: type[T], data: Any, where: str, source: str) -> T:
     kwargs: dict[str, Any] = {}
     for key, value in data.items():
         full = f"{where}.{key}" if where else str(key)
-        _check_known(str(key), hints, full, source)
+        _check_known(cls, str(key), hints, full, source)
         kwargs[str(key)] = _convert(hints[key], value, full, source)
     missing = [
         f.name

@@ -1,7 +1,6 @@
 """Configuration of the stage find_neighbors.
 
-Every field below changes the result and is part of the fingerprint of the artifact, unless its description says
-"speed only".
+Every field below changes the result and is part of the fingerprint of the artifact.
 """
 
 from __future__ import annotations
@@ -21,25 +20,30 @@ def _require(condition: bool, message: str) -> None:
 class NeighborsConfig:
     """Neighbors of every query chunk (Borgeaud et al. 2022, section 2.3).
 
-    sequence_chunks: L, chunks per sequence; every chunk of any document that the query's sequence touches is dropped;
-    exclude: "groups" drops those of any document of the same group too (a module of documentation, a site). Where
-    held-out text is of groups that the database does not have, training neighbors found across groups are like the
-    neighbors at test time, and training does not learn to lean on better ones;
-    candidates: fetched per query (doubled for the queries that are left with too few); keep: neighbors stored;
+    exclude: what a chunk never retrieves: chunks of its own document, or ("groups") of any document of the same group
+    (a module of documentation, a site). Where held-out text is of groups that the database does not have, training
+    neighbors found across groups are like the neighbors at test time, and training does not learn to lean on better
+    ones. The other documents (groups) of a training sequence are excluded when the batch is made;
+    candidates: fetched per query (more for the queries that are left with too few); keep: neighbors stored, more than
+    training uses, so that some are left when a sequence excludes others;
     rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that share a
-    longer run of tokens with the query chunk (None = none dropped); shard_sequences: sequences per shard.
+    longer run of tokens with the query chunk (None = none dropped); shard_chunks: query chunks per shard.
     """
 
-    sequence_chunks: int = 8
     exclude: Literal["documents", "groups"] = "documents"
     candidates: int = 200
     keep: int = 20
     rerank: Literal["none", "bm25"] = "none"
     max_overlap_tokens: int | None = None
-    shard_sequences: int = 1024
+    shard_chunks: int = 8192
+
+    RETIRED = {  # noqa: RUF012 - a constant, not a field: it has no annotation
+        "sequence_chunks": "neighbors belong to chunks, and fit sequences of any length; remove it",
+        "shard_sequences": "shards are counted in chunks; set shard_chunks instead",
+    }
 
     def __post_init__(self) -> None:
-        for name in ("sequence_chunks", "keep", "shard_sequences"):
+        for name in ("keep", "shard_chunks"):
             _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
         _require(
             self.candidates >= self.keep,

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from retro.config.errors import ArtifactMismatchError, ConfigError
+from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
 from retro.data.chunk_store import ChunkStore
-from retro.data.neighbor_table import NeighborTable, same_document
+from retro.data.neighbor_table import NeighborTable
 from retro.data.release_match import check_same_tokens
+from retro.data.sequence_neighbors import SequenceNeighbors
 
 Retrieval = Literal["on", "off", "shuffled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+    """Neighbors that are not there, over some chunks: `excluded`, because the sequence excludes so many of the stored
+    ones; `unstored`, because the search found no more. entries: chunks times neighbors."""
+
+    chunks: int
+    entries: int
+    excluded: int
+    unstored: int
 
 
 class RetroDataset:
@@ -85,13 +98,6 @@ class RetroDataset:
                 "run find_neighbors for it, or set retrieval to 'off'"
             )
         check_same_tokens(self.queries.tokens, self.database.tokens)
-        made_for = self.neighbors.sequence_chunks
-        if made_for is not None and made_for != self.sequence_chunks:
-            raise ArtifactMismatchError(
-                f"{self.neighbors.folder}: expected neighbors for sequences of {self.sequence_chunks} chunks, found "
-                f"{made_for}; set sequence_length to {made_for * self.chunk_length}, or run find_neighbors with "
-                f"sequence_chunks={self.sequence_chunks}"
-            )
         if not 1 <= self.num_neighbors <= self.neighbors.k:
             raise ConfigError(
                 f"num_neighbors: expected 1 to {self.neighbors.k}, which {self.neighbors.folder} holds, found "
@@ -137,22 +143,42 @@ class RetroDataset:
     def _read_neighbors(self, chunks: np.ndarray, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbor tokens int32 [B, L, K, R] and mask; nothing is read for chunks that are not useful [B, L]."""
         assert self.database is not None
-        ids = np.full((*chunks.shape, self.num_neighbors), -1, dtype=np.int64)
-        ids[useful] = self._neighbor_ids(chunks, useful)
+        ids = self.neighbor_ids(chunks, self.num_neighbors, useful)
         return self.database.gather_neighbors(ids, self.pad_id, self.retrieved_length)
 
-    def _neighbor_ids(self, chunks: np.ndarray, useful: np.ndarray) -> np.ndarray:
-        """Neighbor ids int64 [n, K] of the n useful chunks of chunks [B, L]."""
-        assert self.neighbors is not None and self.database is not None
-        wanted = chunks[useful]
-        if self.retrieval == "on":
-            return self.neighbors.rows(wanted, self.num_neighbors)
-        found = self.neighbors.rows(self._exchange[wanted], self.num_neighbors)
-        row = np.broadcast_to(np.arange(len(chunks))[:, None], chunks.shape)
-        there = chunks >= 0
-        keys = self.queries.document_keys(chunks[there])
-        found[same_document(found, row[useful], keys, row[there], self.database)] = -1
-        return found
+    def neighbor_ids(self, chunks: np.ndarray, k: int, useful: np.ndarray | None = None) -> np.ndarray:
+        """Database chunks that each chunk of these sequences retrieves: int64 [B, L, k], nearest first, -1 = none.
+
+        chunks: int64 [B, L], -1 = padding; useful: bool [B, L], the chunks that are looked up (default: all real ones).
+        No neighbor is of a document of the sequence (or of a group, where the table excludes those).
+        """
+        useful = chunks >= 0 if useful is None else useful
+        rows = None if self.retrieval == "on" else self._exchange[chunks[useful]]
+        ids = np.full((*chunks.shape, k), -1, dtype=np.int64)
+        if self._sequence_neighbors is not None:
+            ids[useful] = self._sequence_neighbors.find(chunks, useful, k, rows)
+        return ids
+
+    @cached_property
+    def _sequence_neighbors(self) -> SequenceNeighbors | None:
+        """None where retrieval is off."""
+        if self.retrieval == "off" or self.database is None or self.neighbors is None:
+            return None
+        return SequenceNeighbors(self.queries, self.database, self.neighbors)
+
+    def shortage(self, sequences: int = 1024) -> Shortage:
+        """How many neighbors chunks lack of `num_neighbors`, over a seeded sample of so many sequences."""
+        generator = np.random.Generator(np.random.Philox(self.seed))
+        sample = np.sort(generator.permutation(len(self))[:sequences])
+        chunks = sample[:, None] * self.sequence_chunks + np.arange(self.sequence_chunks)
+        chunks[chunks >= self.queries.num_chunks] = -1
+        if self.neighbors is None or self.retrieval == "off":
+            return Shortage(0, 0, 0, 0)
+        real = chunks >= 0
+        ids = self.neighbor_ids(chunks, self.num_neighbors)[real]
+        stored = self.neighbors.rows(chunks[real], self.num_neighbors)
+        missing, unstored = int((ids < 0).sum()), int((stored < 0).sum())
+        return Shortage(len(ids), ids.size, missing - unstored, unstored)
 
     @cached_property
     def _exchange(self) -> np.ndarray:

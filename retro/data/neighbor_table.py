@@ -1,7 +1,8 @@
 """Neighbors of every query chunk, by memory map: artifact kind "neighbors" (inputs: queries, database, searcher).
 
 Per shard: `ids-00000.npy` int64 [n, k] database chunk ids, nearest first, -1 = none; `distances-00000.npy` float32
-[n, k] ascending, inf = none.
+[n, k] ascending, inf = none. Rows belong to query chunks, whatever the sequences that they will stand in: none is of
+the chunk's own document (or group); retro/data/sequence_neighbors.py excludes the rest of a sequence.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from retro.data.chunk_store import ChunkStore
 from retro.data.sharded_array import ShardedArray, open_sharded
 
 NEIGHBORS_KIND = "neighbors"
+_BLOCK = 1 << 16
 
 
 class NeighborTable:
     """Read-only view of a neighbors artifact; rows are ids of query chunks.
 
-    num_rows; k neighbors per row; sequence_chunks L: rows [i L, (i + 1) L) form sequence i, and no neighbor is of a
-    document of its sequence (None if the artifact does not say); fingerprint. Cheap to pickle.
+    num_rows; k neighbors per row; exclude: "documents" or "groups", what a chunk has no neighbors from; fingerprint.
+    Cheap to pickle.
 
     Raises ArtifactMismatchError if it was made from other queries or another database than the given ones.
     """
@@ -47,10 +49,15 @@ class NeighborTable:
             )
         try:
             self.k = int(manifest.config["keep"])
-            length = manifest.config.get("sequence_chunks")
-            self.sequence_chunks: int | None = None if length is None else int(length)
         except (KeyError, TypeError, ValueError):
             raise ArtifactCorruptError(f"{self.folder}: the manifest lacks keep; find the neighbors again") from None
+        # Tables from before `exclude` leave it out, and those made for sequences excluded more than is said here.
+        self.exclude = str(manifest.config.get("exclude", "documents"))
+        if self.exclude not in ("documents", "groups"):
+            raise ArtifactMismatchError(
+                f"{self.folder}: expected neighbors that exclude 'documents' or 'groups', found {self.exclude!r}; "
+                "update this package"
+            )
         self._ids = open_sharded(self.folder, "ids", manifest.shards, np.int64, (self.k,))
         self._distances = open_sharded(self.folder, "distances", manifest.shards, np.float32, (self.k,))
 
@@ -76,20 +83,23 @@ class NeighborTable:
         return self._take(self._distances, ids, k)
 
     def verify(self) -> None:
-        """Check the whole table: ids in range, -1 only at the end of a row, and no neighbor from any document of the
-        row's sequence. Raises ArtifactCorruptError."""
-        length = self.sequence_chunks or 1
-        block = max(1, 65536 // length) * length
-        for first in range(0, self.num_rows, block):
-            ids = np.arange(first, min(first + block, self.num_rows))
+        """Check the whole table by blocks: ids in range, -1 only at the end of a row, and no neighbor of the row's own
+        document (or group, where the table excludes those). Raises ArtifactCorruptError."""
+        grouped = self.exclude == "groups"
+        own = self.queries.tokens.group_keys() if grouped else self.queries.tokens.document_keys
+        theirs = self.database.tokens.group_keys() if grouped else self.database.tokens.document_keys
+        for first in range(0, self.num_rows, _BLOCK):
+            ids = np.arange(first, min(first + _BLOCK, self.num_rows))
             found = self.rows(ids)
             if bool(((found[:, :-1] < 0) & (found[:, 1:] >= 0)).any()):
                 raise ArtifactCorruptError(f"{self.folder}: a neighbor stands behind a missing one; find them again")
-            own = same_document(found, ids // length, self.queries.document_keys(ids), ids // length, self.database)
-            if own.any():
-                row = int(ids[np.flatnonzero(own.any(axis=1))[0]])
+            rows, columns = np.nonzero(found >= 0)
+            keys = np.asarray(own[self.queries.documents(ids)])
+            same = np.asarray(theirs[self.database.documents(found[rows, columns])]) == keys[rows]
+            if same.any():
                 raise ArtifactCorruptError(
-                    f"{self.folder}: row {row} has a neighbor from a document of its own sequence; find them again"
+                    f"{self.folder}: row {int(ids[rows[np.flatnonzero(same)[0]]])} has a neighbor of its own "
+                    f"{self.exclude.removesuffix('s')}; find them again"
                 )
 
     def _take(self, table: ShardedArray, ids: np.ndarray, k: int | None) -> np.ndarray:
@@ -100,30 +110,6 @@ class NeighborTable:
         if not 1 <= k <= self.k:
             raise IndexError(f"neighbors: expected 1 to {self.k}, found {k}")
         return table.take(ids, columns=k)
-
-
-def same_document(
-    neighbors: np.ndarray, rows: np.ndarray, keys: np.ndarray, key_rows: np.ndarray, database: ChunkStore
-) -> np.ndarray:
-    """Which neighbors are of a document of their own sequence: bool, shape of `neighbors`.
-
-    neighbors: int64 [n, k] database chunk ids, -1 = none; rows: int64 [n] sequence of each row; keys, key_rows:
-    uint64 [c] and int64 [c], the documents of the sequences as (key, sequence) pairs.
-    """
-    out = np.zeros(neighbors.shape, dtype=bool)
-    present = neighbors >= 0
-    found_keys = database.document_keys(neighbors[present])
-    found_rows = np.broadcast_to(np.asarray(rows)[:, None], neighbors.shape)[present]
-    # Numbers for keys, so that a (sequence, document) pair is one integer.
-    known, own = np.unique(keys, return_inverse=True)
-    place = np.searchsorted(known, found_keys)
-    shared = place < len(known)
-    shared[shared] = known[place[shared]] == found_keys[shared]
-    pairs = np.asarray(key_rows, dtype=np.int64) * len(known) + own
-    hits = np.zeros(len(found_keys), dtype=bool)
-    hits[shared] = np.isin(found_rows[shared] * len(known) + place[shared], pairs)
-    out[present] = hits
-    return out
 
 
 def open_neighbor_table(folder: str | Path, queries: ChunkStore, database: ChunkStore) -> NeighborTable:

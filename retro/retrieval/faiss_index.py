@@ -18,20 +18,22 @@ import numpy as np
 
 from retro.config.errors import ArtifactCorruptError, ConfigError
 from retro.retrieval.embedder import Metric
-from retro.retrieval.exact import rescore, sort_by_distance
+from retro.retrieval.exact import ExactIndex, rescore, sort_by_distance
 from retro.retrieval.faiss_training import faiss_reason, inverted_lists
 from retro.retrieval.native import load_faiss, usable_threads
 from retro.retrieval.vectors import VectorStore
 
 # Queries of one call of faiss, and of one piece of work of a thread.
-_BATCH, _TASK = 16, 256
+_BATCH, _TASK = 16, 64
+_LEAST_EF = 16
 # The most candidates that faiss finds on a GPU.
 _GPU_LIMIT = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """probes, ef_search: of IVF and HNSW indexes, None = faiss' default; k_factor: candidates per neighbor wanted."""
+    """probes, ef_search: of IVF and HNSW indexes, None = faiss' default (of the graph that finds the lists of an IVF
+    index: twice the probes); k_factor: candidates per neighbor wanted."""
 
     probes: int | None = None
     ef_search: int | None = None
@@ -89,6 +91,22 @@ class FaissIndex:
         -1 and inf where the lists or the graph that were looked at hold fewer than k, and for a zero query.
         """
         return self._run(queries, k, self._exact_batch)
+
+    def search_wider(self, queries: np.ndarray, k: int, times: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """As `search`, probing `times` as many lists; and whether these are all lists.
+
+        An index without lists (a graph) that has found too few is not asked again: the vectors are searched exactly.
+        """
+        lists = [found.nlist for part in self.parts if (found := inverted_lists(part.index)) is not None]
+        if len(lists) < len(self.parts):
+            return *ExactIndex(self.vectors, self.metric).search(queries, k), True
+        usual, most = self.settings, max(lists, default=1)
+        probes = min(most, (usual.probes or 1) * times)
+        self.set(dataclasses.replace(usual, probes=probes))
+        try:
+            return *self.search(queries, k), probes == most
+        finally:
+            self.set(usual)
 
     def candidates(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in the order and with the distances of the index itself, which compares codes."""
@@ -181,6 +199,12 @@ def set_parameters(index: Any, settings: SearchSettings, factory: str, gpu: bool
                 space.set_index_parameter(index, name, value)
         except RuntimeError:
             raise ConfigError(f"{option}: an index of factory {factory!r} has no {name}; remove it") from None
+    if not gpu and settings.probes is not None and settings.ef_search is None:
+        quantizer = getattr(inverted_lists(index), "quantizer", None)
+        quantizer = None if quantizer is None else faiss.downcast_index(quantizer)
+        if hasattr(quantizer, "hnsw"):
+            # a graph that is asked for as many as it looks at misses many of the nearest lists
+            quantizer.hnsw.efSearch = max(_LEAST_EF, 2 * settings.probes)
     if settings.k_factor is not None and not gpu and type(index).__name__.startswith("IndexRefine"):
         index.k_factor = float(settings.k_factor)
 

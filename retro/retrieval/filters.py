@@ -50,6 +50,21 @@ class Exclusions:
         return (unique[place] == candidate_keys) & (pairs[where] == pair)
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnKeys:
+    """Each row excludes one key: that of its own document (or group). keys: uint64 [n]."""
+
+    keys: np.ndarray
+
+    def take(self, rows: np.ndarray) -> OwnKeys:
+        """Those of some of the rows."""
+        return OwnKeys(self.keys[rows])
+
+    def mask(self, candidate_keys: np.ndarray) -> np.ndarray:
+        """bool [n, c]: True where a candidate's key (uint64 [n, c]) is the row's own."""
+        return np.asarray(candidate_keys == self.keys[:, None])
+
+
 def compact(
     ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from retro.config.errors import ArtifactMismatchError
-from retro.retrieval.filters import Exclusions, compact
+from retro.retrieval.filters import Exclusions, OwnKeys, compact
 from retro.retrieval.overlap import longest_common_runs
-from retro.retrieval.searcher import Searcher
+from retro.retrieval.searcher import Searcher, WideningSearcher
 
 if TYPE_CHECKING:
     from retro.data.chunk_store import ChunkStore
@@ -18,18 +18,28 @@ if TYPE_CHECKING:
 
 # Candidates of a row whose overlap is computed at a time: few more than are needed, and a bounded amount of memory.
 _WAVE = 32
+# By how much more an approximate index is searched each time that it found too little.
+_WIDER = 4
 # Candidates (rows x fetched) held at a time: over-fetching for a chunk of a very long document asks for many.
 _ENTRIES = 1 << 22
+
+
+class KeyTable(Protocol):
+    """uint64 [documents], indexed with document numbers."""
+
+    def __getitem__(self, index: Any) -> Any: ...
 
 
 class Retriever:
     """Neighbors of query chunks in a database.
 
-    candidates: fetched per query before anything is dropped; where too few remain and the searcher has more, twice as
-    many are fetched for those queries, until enough remain or there are no more. reranker: a BM25 index of the same
-    database that orders the remaining candidates of a dense searcher; distances are then its negated scores.
+    candidates: fetched per query before anything is dropped; where too few remain and the database has more, twice as
+    many are fetched for those queries, and more lists of an approximate index are looked at, until enough remain or
+    there are no more. Chunks of removed documents are dropped, whatever the index says. reranker: a BM25 index of the
+    same database that orders the remaining candidates of a dense searcher; distances are then its negated scores.
     max_overlap_tokens: drop candidates whose chunk and continuation share a longer run of tokens with the query.
-    exclusion_keys: uint64 [documents of the database], what exclusions name documents by; None = their document keys.
+    exclusion_keys: uint64 [documents of the database], indexed like an array: what exclusions name documents by; None =
+    their document keys.
     """
 
     def __init__(
@@ -40,7 +50,7 @@ class Retriever:
         candidates: int = 200,
         reranker: BM25Searcher | None = None,
         max_overlap_tokens: int | None = None,
-        exclusion_keys: np.ndarray | None = None,
+        exclusion_keys: KeyTable | None = None,
     ) -> None:
         for name, part in (("searcher", searcher), ("reranker", reranker)):
             if part is not None and part.num_chunks != database.num_chunks:
@@ -64,18 +74,19 @@ class Retriever:
         self,
         token_rows: Sequence[np.ndarray],
         k: int,
-        exclude_document_keys: np.ndarray | Exclusions | None = None,
+        exclude_document_keys: np.ndarray | Exclusions | OwnKeys | None = None,
         encoded: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids int64 [n, k], -1 = none; distances float32 [n, k] ascending, inf = none) for n rows of token ids.
 
-        exclude_document_keys: uint64 keys of documents that no row may retrieve from, or Exclusions by row.
+        exclude_document_keys: uint64 keys of documents that no row may retrieve from, or exclusions by row.
         encoded: the rows as the searcher's `encode` gives them, where the caller has them already.
         """
         n = len(token_rows)
+        exclusions: Exclusions | OwnKeys
         if exclude_document_keys is None:
             exclusions = Exclusions.none(n)
-        elif isinstance(exclude_document_keys, Exclusions):
+        elif isinstance(exclude_document_keys, (Exclusions, OwnKeys)):
             exclusions = exclude_document_keys
         else:
             exclusions = Exclusions.same_for_all(n, exclude_document_keys)
@@ -85,12 +96,13 @@ class Retriever:
             return ids, distances
         encoded = self.searcher.encode(token_rows) if encoded is None else encoded
         reranked: Any = self.reranker.encode(token_rows) if self.reranker else None
-        rows, fetch = np.arange(n), min(max(self.candidates, k), self.database.num_chunks)
+        rows, fetch, times = np.arange(n), min(max(self.candidates, k), self.database.num_chunks), 1
         while len(rows):
             left = []
             for part in np.array_split(rows, -(-len(rows) * fetch // _ENTRIES)):
-                found_distances, found = self.searcher.search_encoded(self.searcher.take(encoded, part), fetch)
-                exhausted = (found[:, -1] < 0) | (fetch >= self.database.num_chunks)
+                found_distances, found, all_seen = self._search(self.searcher.take(encoded, part), fetch, times)
+                # A full row of all chunks, or a short row of a search that looked everywhere.
+                exhausted = np.where(found[:, -1] < 0, all_seen, fetch >= self.database.num_chunks)
                 keep = self._allowed(found, exclusions.take(part))
                 if self.max_overlap_tokens is not None:
                     wanted = fetch if self.reranker else k
@@ -104,11 +116,20 @@ class Retriever:
                 ids[part[done], :width] = kept_ids[:, :width]
                 distances[part[done], :width] = kept_distances[:, :width]
                 left.append(part[~done])
-            rows, fetch = np.concatenate(left), min(2 * fetch, self.database.num_chunks)
+            rows, fetch, times = np.concatenate(left), min(2 * fetch, self.database.num_chunks), times * _WIDER
         return ids, distances
 
-    def _allowed(self, found: np.ndarray, exclusions: Exclusions) -> np.ndarray:
+    def _search(self, encoded: Any, fetch: int, times: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """(distances, ids, whether a row that is not full has all that there is)."""
+        if not isinstance(self.searcher, WideningSearcher):
+            return *self.searcher.search_encoded(encoded, fetch), True
+        if times == 1:
+            return *self.searcher.search_encoded(encoded, fetch), False
+        return self.searcher.search_wider(encoded, fetch, times)
+
+    def _allowed(self, found: np.ndarray, exclusions: Exclusions | OwnKeys) -> np.ndarray:
         present = found >= 0
+        present[present] = ~self.database.removed(found[present])
         keys = np.zeros(found.shape, dtype=np.uint64)
         if self.exclusion_keys is None:
             keys[present] = self.database.document_keys(found[present])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class Searcher(Protocol):
 
     Queries are rows of LM token ids; special tokens in them are ignored. `encode` does the work that does not depend
     on k, so that a second search with a larger k need not repeat it; `take` picks rows of what it returned.
+
+    A searcher that may find fewer than k while the database has more (lists that are not probed) also has
+    `search_wider`, see WideningSearcher.
     """
 
     @property
@@ -40,6 +43,14 @@ class Searcher(Protocol):
 
     def search(self, token_rows: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(distances float32 [n, k] ascending, inf for none; chunk ids int64 [n, k], -1 for none)."""
+
+
+@runtime_checkable
+class WideningSearcher(Protocol):
+    """What an approximate searcher offers for queries that it found too little for."""
+
+    def search_wider(self, encoded: Any, k: int, times: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """As `search_encoded`, looking at `times` as many lists; and whether that is all there is to look at."""
 
 
 def open_searcher(folder: str | Path, device: str = "auto") -> Searcher:

@@ -69,6 +69,16 @@ class VectorSearcher:
         """As `search`, of vectors made by the same recipe."""
         return self._index.search(encoded, k)
 
+    def search_wider(self, encoded: np.ndarray, k: int, times: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """As `search_encoded`, over `times` as many lists; and whether there is no more (see WideningSearcher)."""
+        if isinstance(self._index, FaissIndex):
+            return self._index.search_wider(encoded, k, times)
+        return *self._index.search(encoded, k), True
+
+    def stored(self, ids: np.ndarray) -> np.ndarray:
+        """Vectors of database chunks int64 [n], as `encode` gives them but for the rounding of their storage."""
+        return self._vectors.gather(ids)
+
 
 def open_vector_searcher(folder: str | Path, device: str = "auto") -> VectorSearcher:
     """The searcher of a finished index over vectors. device: of the embedder and the index (speed only)."""

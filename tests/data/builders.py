@@ -51,7 +51,6 @@ def build_tiny_release(
     *,
     num_documents: int = 24,
     chunk_length: int = 8,
-    sequence_chunks: int = 4,
     keep: int = 4,
     shards: int = 1,
     longest: int = 60,
@@ -71,8 +70,8 @@ def build_tiny_release(
         root / "tokens", [[documents[i] for i in group] for group in groups], tokenizer, vocab_size=vocab_size
     )
     chunks = write_chunks(root / "chunks", tokens, chunk_length, shards=shards)
-    table = random_neighbors(chunks, sequence_chunks, keep, missing, seed + 1)
-    neighbors = write_neighbors(root / "neighbors", chunks, chunks, table, sequence_chunks, shards=shards)
+    table = random_neighbors(chunks, keep, missing, seed + 1)
+    neighbors = write_neighbors(root / "neighbors", chunks, chunks, table, shards=shards)
     return TinyRelease(tokenizer, tokens, chunks, neighbors, documents)
 
 
@@ -186,15 +185,14 @@ def write_chunks(folder: Path, tokens: Path, chunk_length: int, shards: int = 1)
     return write_artifact(folder, "chunks", {"chunk_length": chunk_length}, {"tokens": tokens}, names)
 
 
-def random_neighbors(chunks: Path, sequence_chunks: int, keep: int, missing: float, seed: int) -> np.ndarray:
-    """A valid table: random chunks of documents that the row's sequence does not touch, some rows cut short by -1."""
+def random_neighbors(chunks: Path, keep: int, missing: float, seed: int) -> np.ndarray:
+    """A valid table: random chunks of documents other than the row's own, some rows cut short by -1."""
     generator = np.random.default_rng(seed)
     files = sorted(chunks.glob("documents-*.npy"))
     documents = np.concatenate([np.load(file) for file in files])
     table = np.full((len(documents), keep), -1, np.int64)
     for row in range(len(documents)):
-        first = row // sequence_chunks * sequence_chunks
-        allowed = np.flatnonzero(~np.isin(documents, documents[first : first + sequence_chunks]))
+        allowed = np.flatnonzero(documents != documents[row])
         count = min(keep, len(allowed))
         if generator.random() < missing:
             count = int(generator.integers(0, count + 1))
@@ -203,17 +201,15 @@ def random_neighbors(chunks: Path, sequence_chunks: int, keep: int, missing: flo
 
 
 def write_neighbors(
-    folder: Path, queries: Path, database: Path, table: np.ndarray, sequence_chunks: int | None, shards: int = 1
+    folder: Path, queries: Path, database: Path, table: np.ndarray, shards: int = 1, **config: Any
 ) -> Path:
-    """A neighbors artifact of a given table int64 [n, k]; distances are 0, 1, 2, ..."""
+    """A neighbors artifact of a given table int64 [n, k]; distances are 0, 1, 2, ...; config: more of its fields."""
     folder.mkdir(parents=True)
     parts = np.array_split(table.astype(np.int64), shards)
     for s, part in enumerate(parts):
         np.save(folder / f"ids-{s:05d}.npy", part)
         distances = np.where(part >= 0, np.arange(part.shape[1]), np.inf).astype(np.float32)
         np.save(folder / f"distances-{s:05d}.npy", distances)
-    config: dict[str, Any] = {"keep": int(table.shape[1])}
-    if sequence_chunks is not None:
-        config["sequence_chunks"] = sequence_chunks
+    config = {"keep": int(table.shape[1]), **config}
     names = [(f"{s:05d}", len(part)) for s, part in enumerate(parts)]
     return write_artifact(folder, "neighbors", config, {"queries": queries, "database": database}, names)

@@ -28,13 +28,13 @@ from tests.data.builders import (
     write_tokens,
 )
 
-M, L, K, R = 8, 4, 3, 16
+M, L, K, R, KEEP = 8, 4, 3, 16, 9
 N = M * L
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> TinyRelease:
-    return build_tiny_release(tmp_path_factory.mktemp("tiny"), chunk_length=M, sequence_chunks=L)
+    return build_tiny_release(tmp_path_factory.mktemp("tiny"), chunk_length=M, keep=KEEP)
 
 
 def make(release: TinyRelease, **options: object) -> RetroDataset:
@@ -74,12 +74,13 @@ def reference(release: TinyRelease, sample: int, score_last: bool) -> dict[str, 
         served = range((u + 1) * M - 1, min((u + 2) * M - 1, N))
         if not (followed and any(scored[p] for p in served)):
             continue
-        for j in range(K):
-            if table[chunk, j] >= 0:
-                other, first = chunks[table[chunk, j]]
-                run = text(other)[first : first + R]
-                neighbors[u, j, : len(run)] = run
-                mask[u, j, : len(run)] = True
+        touched = {chunks[c][0] for c in ids if c >= 0}
+        allowed = [c for c in table[chunk].tolist() if c >= 0 and chunks[c][0] not in touched]
+        for j, found in enumerate(allowed[:K]):
+            other, first = chunks[found]
+            run = text(other)[first : first + R]
+            neighbors[u, j, : len(run)] = run
+            mask[u, j, : len(run)] = True
     return {
         "tokens_BN": tokens,
         "targets_BN": targets,
@@ -141,7 +142,7 @@ def test_off_differs_from_on_in_the_neighbors_only(release: TinyRelease) -> None
 def neighbor_documents(data: RetroDataset, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ids [n, K], documents of them, -1 = none) that the data set gives the chunks [B, L]."""
     useful = chunks >= 0
-    ids = data._neighbor_ids(chunks, useful)
+    ids = data.neighbor_ids(chunks, K)[useful]
     documents = np.where(ids >= 0, data.queries.documents(np.maximum(ids, 0)), -1)
     return ids, documents
 
@@ -151,18 +152,17 @@ def test_shuffled_gives_the_rows_of_other_chunks_and_never_the_sequences_own_doc
     chunks = np.concatenate([b.chunk_ids_BL for b in iter_batches(data, 4)])
     flat = chunks[chunks >= 0]
     ids, documents = neighbor_documents(data, chunks)
-    table = np.load(release.neighbors / "ids-00000.npy")[:, :K]
+    table = np.load(release.neighbors / "ids-00000.npy")
     own = data.queries.documents(flat)
     dropped = 0
     for i, chunk in enumerate(flat.tolist()):
         source = int(data._exchange[chunk])
         assert source != chunk and own[source] != own[chunk]
         touched = set(own[chunk // L * L : chunk // L * L + L].tolist())
-        for j in range(K):
-            expected = table[source, j]
-            if expected >= 0 and int(own[expected]) in touched:
-                expected, dropped = -1, dropped + 1
-            assert ids[i, j] == expected
+        stored = [c for c in table[source].tolist() if c >= 0]
+        allowed = [c for c in stored if int(own[c]) not in touched]
+        dropped += len(stored) - len(allowed)
+        assert ids[i].tolist() == (allowed + [-1] * K)[:K]
         assert not touched & set(documents[i].tolist())
     assert dropped > 0  # the case is there
     assert sorted(data._exchange.tolist()) == list(range(len(flat)))
@@ -196,7 +196,7 @@ def test_neighbors_from_another_database_of_the_same_tokenizer(tmp_path: Path) -
     texts = [[[50 + i] * (5 * i + 3) for i in range(6)]]
     database = write_chunks(tmp_path / "d", write_tokens(tmp_path / "dt", texts, tokenizer, names="d{}"), M)
     table = np.array([[0, 4], [5, -1], [1, 2]])
-    folder = write_neighbors(tmp_path / "n", queries, database, table, 3)
+    folder = write_neighbors(tmp_path / "n", queries, database, table)
     q, d = open_chunk_store(queries), open_chunk_store(database)
     data = RetroDataset(q, d, open_neighbor_table(folder, q, d), sequence_length=24, num_neighbors=2, pad_id=PAD)
     data.verify()
@@ -209,7 +209,7 @@ def test_neighbors_from_another_database_of_the_same_tokenizer(tmp_path: Path) -
 
     foreign = write_fake_tokenizer(tmp_path / "foreign", vocab_size=299)
     other = write_chunks(tmp_path / "o", write_tokens(tmp_path / "ot", texts, foreign, names="d{}"), M)
-    folder = write_neighbors(tmp_path / "on", queries, other, table, 3)
+    folder = write_neighbors(tmp_path / "on", queries, other, table)
     o = open_chunk_store(other)
     with pytest.raises(ArtifactMismatchError, match="tokenize both with one tokenizer"):
         RetroDataset(q, o, open_neighbor_table(folder, q, o), sequence_length=24, num_neighbors=2)
@@ -219,11 +219,8 @@ def test_options_that_do_not_fit_are_refused(release: TinyRelease) -> None:
     store, table = release.open()
     with pytest.raises(ConfigError, match="sequence_length: expected a multiple of the chunk length 8, found 30"):
         make(release, sequence_length=30)
-    with pytest.raises(ArtifactMismatchError, match=r"set sequence_length to 32, or run find_neighbors .*chunks=2"):
-        make(release, sequence_length=16)
-    make(release, sequence_length=16, retrieval="off")
-    for wrong in (0, 5):
-        with pytest.raises(ConfigError, match=f"num_neighbors: expected 1 to 4, .* found {wrong}"):
+    for wrong in (0, KEEP + 1):
+        with pytest.raises(ConfigError, match=f"num_neighbors: expected 1 to {KEEP}, .* found {wrong}"):
             make(release, num_neighbors=wrong)
     with pytest.raises(ConfigError, match="needs a database and a neighbor table"):
         RetroDataset(store, store, None, sequence_length=N)
@@ -244,10 +241,9 @@ def test_options_that_do_not_fit_are_refused(release: TinyRelease) -> None:
 def test_one_chunk_has_nobody_to_exchange_neighbors_with(tmp_path: Path) -> None:
     tokens = write_tokens(tmp_path / "t", [[[5]]], write_fake_tokenizer(tmp_path / "k"))
     chunks = write_chunks(tmp_path / "c", tokens, M)
-    folder = write_neighbors(tmp_path / "n", chunks, chunks, np.array([[-1]]), None)
+    folder = write_neighbors(tmp_path / "n", chunks, chunks, np.array([[-1]]))
     store = open_chunk_store(chunks)
     table = open_neighbor_table(folder, store, store)
-    assert table.sequence_chunks is None  # such a table fits any sequence length
     data = RetroDataset(store, store, table, sequence_length=5 * M, num_neighbors=1, pad_id=PAD)
     assert len(data) == 1 and data[0].chunk_ids_BL.tolist() == [[0, -1, -1, -1, -1]]
     with pytest.raises(ConfigError, match="at least two chunks"):
@@ -265,14 +261,14 @@ def test_padding_is_the_tokenizers_unless_said_otherwise(tmp_path: Path) -> None
 
 
 def test_verify_reports_what_only_a_whole_scan_finds(tmp_path: Path) -> None:
-    release = build_tiny_release(tmp_path, chunk_length=M, sequence_chunks=L)
+    release = build_tiny_release(tmp_path, chunk_length=M, keep=KEEP)
     data = make(release)
     data.verify()
     path = release.neighbors / "ids-00000.npy"
     table = np.load(path)
     table[5, 0] = 5
     np.save(path, table)
-    with pytest.raises(ArtifactCorruptError, match="row 5 has a neighbor from a document of its own sequence"):
+    with pytest.raises(ArtifactCorruptError, match="row 5 has a neighbor of its own document"):
         make(release).verify()
 
 

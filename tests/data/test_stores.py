@@ -220,7 +220,7 @@ def test_neighbor_rows_and_distances(release: TinyRelease) -> None:
     assert np.array_equal(table.rows(where[:1, :2]), ids[where[:1, :2]])  # fewer rows than one per shard pays
     far = table.distances(where)
     assert np.array_equal(np.isinf(far), ids[where] < 0) and far.dtype == np.float32
-    assert table.k == 4 and table.sequence_chunks == 4 and table.num_rows == store.num_chunks
+    assert table.k == 4 and table.exclude == "documents" and table.num_rows == store.num_chunks
     for wrong in (-1, len(ids)):
         with pytest.raises(IndexError, match="query chunk ids"):
             table.rows(np.array([wrong]))
@@ -356,32 +356,43 @@ def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path, shape: str)
         open_chunk_store(release.chunks)
 
 
-def test_verify_finds_a_neighbor_from_the_sequences_own_document(tmp_path: Path) -> None:
-    release = build_tiny_release(tmp_path)
-    store, table = release.open()
-    found = table.rows(np.arange(store.num_chunks))
-    first = 4 * (store.num_chunks // 8)
-    documents = store.documents(np.arange(store.num_chunks))
-    # A chunk of another row's document of the same sequence: not the row's own document, and still excluded.
-    row = next(
-        r for r in range(store.num_chunks) if len(set(documents[r // 4 * 4 : r // 4 * 4 + 4])) > 1 and r >= first
+@pytest.mark.parametrize("exclude", ["documents", "groups"])
+def test_verify_finds_a_neighbor_of_the_rows_own_document_or_group(tmp_path: Path, exclude: str) -> None:
+    documents = [[5] * 20, [6] * 20, [7] * 20, [8] * 20]
+    tokens = write_tokens(
+        tmp_path / "t", [documents], write_fake_tokenizer(tmp_path / "k"), groups=["a", "a", "b", "b"]
     )
-    stranger = next(c for c in range(row // 4 * 4, row // 4 * 4 + 4) if documents[c] != documents[row])
-    found[row, 0] = stranger
-    bad = write_neighbors(tmp_path / "bad", release.chunks, release.chunks, found, 4)
-    with pytest.raises(ArtifactCorruptError, match=f"row {row} has a neighbor from a document of its own sequence"):
+    chunks = write_chunks(tmp_path / "c", tokens, 8)
+    store = open_chunk_store(chunks)
+    ids = np.arange(store.num_chunks)
+    keys = store.tokens.group_keys() if exclude == "groups" else store.tokens.document_keys
+    own = np.asarray(keys[store.documents(ids)])
+    table = np.array([[next(c for c in ids if own[c] != own[row]), -1] for row in ids])
+    good = write_neighbors(tmp_path / "good", chunks, chunks, table, exclude=exclude)
+    open_neighbor_table(good, store, store).verify()
+    row = 4
+    same = [c for c in ids if own[c] == own[row] and c != row]
+    # With groups the neighbor is of another document of the same group.
+    table[row, 0] = next(
+        c for c in same if exclude == "documents" or store.documents(ids)[c] != store.documents(ids)[row]
+    )
+    bad = write_neighbors(tmp_path / "bad", chunks, chunks, table, exclude=exclude)
+    with pytest.raises(ArtifactCorruptError, match=f"row {row} has a neighbor of its own {exclude[:-1]}"):
         open_neighbor_table(bad, store, store).verify()
-    found[row] = [-1, 0, -1, -1]
-    hole = write_neighbors(tmp_path / "hole", release.chunks, release.chunks, found, 4)
+    table[row] = [-1, 0]
+    hole = write_neighbors(tmp_path / "hole", chunks, chunks, table, exclude=exclude)
     with pytest.raises(ArtifactCorruptError, match="behind a missing one"):
         open_neighbor_table(hole, store, store).verify()
+    unknown = write_neighbors(tmp_path / "unknown", chunks, chunks, table, exclude="authors")
+    with pytest.raises(ArtifactMismatchError, match="'documents' or 'groups', found 'authors'"):
+        open_neighbor_table(unknown, store, store)
 
 
 def test_a_table_with_too_few_rows_is_refused(tmp_path: Path) -> None:
     release = build_tiny_release(tmp_path)
     store, table = release.open()
     short = table.rows(np.arange(store.num_chunks - 1))
-    folder = write_neighbors(tmp_path / "short", release.chunks, release.chunks, short, 4)
+    folder = write_neighbors(tmp_path / "short", release.chunks, release.chunks, short)
     with pytest.raises(ArtifactCorruptError, match=f"expected {store.num_chunks} rows, one per query chunk"):
         open_neighbor_table(folder, store, store)
 

@@ -12,6 +12,7 @@ import pytest
 from data_prep.build_index import build_index_stage
 from data_prep.embed import EmbedStage, FitEmbedderStage
 from data_prep.find_neighbors import FindNeighborsStage
+from data_prep.query_vectors import QueryEncoder
 from data_prep.runner import Executor, run_stage
 from data_prep.stage import Stage
 from data_prep.train_index import TrainIndexStage
@@ -25,7 +26,9 @@ from retro.data.neighbor_table import NeighborTable
 from retro.retrieval.chunk_text import chunk_token_rows, decode_rows, open_chunk_tokenizer
 from retro.retrieval.retriever import Retriever
 from retro.retrieval.searcher import open_searcher, searched_chunks
+from retro.retrieval.vector_searcher import VectorSearcher
 from retro.retrieval.vectors import open_vectors
+from tests.data.builders import write_chunks, write_fake_tokenizer, write_tokens
 from tests.data_prep.prepared import prepare
 
 LEXICAL = EmbedConfig(lexical=LexicalConfig(dimension=64, buckets=4096), shard_chunks=60)
@@ -71,7 +74,7 @@ def test_neighbors_are_the_nearest_of_all_other_documents(
     chunks: dict[str, Path], root: Path, kind: str, split: str
 ) -> None:
     index = _index(kind, chunks["train"], root)
-    config = NeighborsConfig(sequence_chunks=4, candidates=6, keep=5, shard_sequences=7)
+    config = NeighborsConfig(candidates=6, keep=5, shard_chunks=7)
     folder = _run(FindNeighborsStage(config, chunks[split], chunks["train"], index), root)
     ids, distances = _table(folder)
     queries, database = open_chunk_store(chunks[split]), open_chunk_store(chunks["train"])
@@ -83,32 +86,31 @@ def test_neighbors_are_the_nearest_of_all_other_documents(
     for chunk in range(everything):
         documents[chunk] = int(database.document_keys(np.array([chunk]))[0])
     for row in range(len(rows)):
-        sequence = row // 4
-        touched = {int(k) for k in query_documents[sequence * 4 : sequence * 4 + 4]}
         allowed = [
             (int(c), d)
             for c, d in zip(ranking[row], far[row], strict=True)
-            if c >= 0 and documents[int(c)] not in touched
+            if c >= 0 and documents[int(c)] != int(query_documents[row])
         ][:5]
         assert ids[row].tolist() == [c for c, _ in allowed] + [-1] * (5 - len(allowed))
         np.testing.assert_array_equal(distances[row, : len(allowed)], [d for _, d in allowed])
         assert np.isinf(distances[row, len(allowed) :]).all()
     assert (ids >= 0).mean() > 0.9
     table = NeighborTable(folder, queries, database)
-    assert table.sequence_chunks == 4 and table.k == 5
+    assert table.exclude == "documents" and table.k == 5
+    table.verify()
     stats = open_manifest(folder).stats
     assert stats["same_document"] == 0
     assert stats["none_share"] == pytest.approx((ids < 0).mean())
     counts = np.bincount(ids[ids >= 0], minlength=everything)
     assert stats["hubs"][0] == {"chunk": int(counts.argmax()), "rows": int(counts.max())}
     assert stats["nearest_distance_quantiles"]["0.5"] == pytest.approx(
-        np.median(distances[np.isfinite(distances[:, 0]), 0])
+        np.median(distances[np.isfinite(distances[:, 0]), 0]), rel=0.04
     )
 
 
 def test_the_live_retriever_gives_what_the_stage_stored(chunks: dict[str, Path], root: Path) -> None:
     index = _index("vectors", chunks["train"], root)
-    config = NeighborsConfig(sequence_chunks=4, keep=5)
+    config = NeighborsConfig(keep=5)
     folder = _run(FindNeighborsStage(config, chunks["test"], chunks["train"], index), root)
     ids, distances = _table(folder)
     queries = open_chunk_store(chunks["test"])
@@ -120,7 +122,7 @@ def test_the_live_retriever_gives_what_the_stage_stored(chunks: dict[str, Path],
 
 
 def test_two_workers_write_the_bytes_of_one(chunks: dict[str, Path], tmp_path: Path) -> None:
-    config = NeighborsConfig(sequence_chunks=4, keep=5, rerank="bm25", max_overlap_tokens=6, shard_sequences=10)
+    config = NeighborsConfig(keep=5, rerank="bm25", max_overlap_tokens=6, shard_chunks=40)
 
     def build(root: Path, workers: int) -> list[Path]:
         embedder = _run(FitEmbedderStage(LEXICAL, chunks["train"]), root, workers)
@@ -140,34 +142,50 @@ def test_two_workers_write_the_bytes_of_one(chunks: dict[str, Path], tmp_path: P
         assert first.stats == second.stats
 
 
-def test_stored_query_vectors_give_the_same_neighbors(chunks: dict[str, Path], root: Path) -> None:
-    embeddings = _embeddings(LEXICAL, chunks["train"], root)
-    index = _run(build_index_stage(EXACT, embeddings=embeddings), root)
-    config = NeighborsConfig(sequence_chunks=4, keep=5)
-    sets = {"queries": chunks["train"], "database": chunks["train"], "searcher": index}
-    live = _run(FindNeighborsStage(config, **sets), root)
-    stored = _run(FindNeighborsStage(config, **sets, query_embeddings=embeddings), root)
-    assert live != stored
-    for a, b in zip(_table(live), _table(stored), strict=True):
-        assert a.tobytes() == b.tobytes()
-
-
-def test_vectors_of_another_recipe_or_of_other_chunks_are_refused(chunks: dict[str, Path], root: Path) -> None:
+def test_only_queries_that_the_database_does_not_have_are_embedded(
+    chunks: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = _index("vectors", chunks["train"], root)
-    config = NeighborsConfig(keep=5)
-    other = _embeddings(EmbedConfig(lexical=LexicalConfig(dimension=64, buckets=4096, seed=9)), chunks["train"], root)
-    with pytest.raises(ArtifactMismatchError, match=r"another recipe.*seed: expected 0, found 9"):
-        FindNeighborsStage(config, chunks["train"], chunks["train"], index, query_embeddings=other)
-    # fitted on other chunks: another idf, so another recipe
-    test = _embeddings(LEXICAL, chunks["test"], root)
-    with pytest.raises(ArtifactMismatchError, match=r"another recipe.*idf_sha256"):
-        FindNeighborsStage(config, chunks["test"], chunks["train"], index, query_embeddings=test)
-    train = _embeddings(LEXICAL, chunks["train"], root)
-    with pytest.raises(ArtifactMismatchError, match="expected vectors of the queries"):
-        FindNeighborsStage(config, chunks["test"], chunks["train"], index, query_embeddings=train)
-    bm25 = _index("bm25", chunks["train"], root)
-    with pytest.raises(ConfigError, match="BM25 index reads no vectors"):
-        FindNeighborsStage(config, chunks["train"], chunks["train"], bm25, query_embeddings=train)
+    embedded: list[int] = []
+    plain = VectorSearcher.encode
+
+    def counting(self: VectorSearcher, token_rows: list[np.ndarray]) -> np.ndarray:
+        embedded.append(len(token_rows))
+        return plain(self, token_rows)
+
+    monkeypatch.setattr(VectorSearcher, "encode", counting)
+    queries, database = open_chunk_store(chunks["train"]), open_chunk_store(chunks["train"])
+    rows = np.arange(queries.num_chunks)
+    encoder = QueryEncoder(open_searcher(index), queries, database)
+    token_rows = chunk_token_rows(queries, rows)
+    assert np.array_equal(encoder.find_stored(rows), rows)
+    vectors = encoder.encode(rows, token_rows)
+    assert embedded == []
+    searcher = open_searcher(index)
+    np.testing.assert_array_equal(vectors, plain(searcher, token_rows))  # type: ignore[arg-type]
+    test = open_chunk_store(chunks["test"])
+    everything = np.arange(test.num_chunks)
+    QueryEncoder(searcher, test, database).encode(everything, chunk_token_rows(test, everything))
+    assert embedded == [test.num_chunks]
+
+
+def test_a_document_of_the_same_id_and_another_text_is_embedded(tmp_path: Path) -> None:
+    tokenizer = write_fake_tokenizer(tmp_path / "k")
+    ours, theirs = [[5] * 20, [6] * 20], [[5] * 20, [6] * 9 + [7] * 11]
+    stores = [
+        open_chunk_store(write_chunks(tmp_path / f"c{i}", write_tokens(tmp_path / f"t{i}", [texts], tokenizer), 8))
+        for i, texts in enumerate((ours, theirs))
+    ]
+    encoder = QueryEncoder(None, *stores)  # type: ignore[arg-type]
+    rows = np.arange(stores[0].num_chunks)
+    found = encoder.find_stored(rows)
+    tokens = [store.gather(rows, 0)[0] for store in stores]
+    for row in rows[found >= 0]:
+        assert np.array_equal(tokens[1][found[row]], tokens[0][row])
+        assert stores[1].document_keys(found[row : row + 1]) == stores[0].document_keys(rows[row : row + 1])
+    assert (found < 0).sum() == 2 and (found >= 0).sum() == len(rows) - 2
+    longer = open_chunk_store(write_chunks(tmp_path / "c16", tmp_path / "t0", 16))
+    assert (QueryEncoder(None, stores[0], longer).find_stored(rows) == -1).all()  # type: ignore[arg-type]
 
 
 def test_the_index_of_another_database_is_refused(chunks: dict[str, Path], root: Path) -> None:
@@ -196,10 +214,9 @@ def test_an_embedder_that_was_tampered_with_is_refused(chunks: dict[str, Path], 
 
 def test_every_field_of_the_neighbors_has_an_effect(chunks: dict[str, Path], root: Path) -> None:
     index, bm25 = _index("vectors", chunks["train"], root), _index("bm25", chunks["train"], root)
-    base = {"sequence_chunks": 4, "keep": 5, "candidates": 8}
+    base = {"keep": 5, "candidates": 8}
     changes: list[dict] = [
         {},
-        {"sequence_chunks": 16},
         {"keep": 6},
         {"rerank": "bm25"},
         {"rerank": "bm25", "candidates": 30},
@@ -216,19 +233,17 @@ def test_every_field_of_the_neighbors_has_an_effect(chunks: dict[str, Path], roo
     assert len(set(tables)) == len(tables)
 
 
-def test_groups_of_the_sequence_are_excluded_and_nothing_else(chunks: dict[str, Path], root: Path) -> None:
+def test_the_chunks_own_group_is_excluded_and_nothing_else(chunks: dict[str, Path], root: Path) -> None:
     index = _index("bm25", chunks["train"], root)
-    config = NeighborsConfig(sequence_chunks=3, exclude="groups", keep=50, candidates=50)
+    config = NeighborsConfig(exclude="groups", keep=50, candidates=50)
     ids, _ = _table(_run(FindNeighborsStage(config, chunks["train"], chunks["train"], index), root))
-    everything = NeighborsConfig(sequence_chunks=3, keep=200, candidates=200)
+    everything = NeighborsConfig(keep=200, candidates=200)
     nearest, _ = _table(_run(FindNeighborsStage(everything, chunks["train"], chunks["train"], index), root))
     store = open_chunk_store(chunks["train"])
     groups = [store.tokens.document_record(int(d))["group"] for d in store.documents(np.arange(store.num_chunks))]
     excluded_some = False
     for row in range(store.num_chunks):
-        first = row // 3 * 3
-        own = {groups[r] for r in range(first, min(first + 3, store.num_chunks))}
-        expected = [int(i) for i in nearest[row] if i >= 0 and groups[i] not in own][:50]
+        expected = [int(i) for i in nearest[row] if i >= 0 and groups[i] != groups[row]][:50]
         assert [int(i) for i in ids[row] if i >= 0] == expected
         excluded_some |= len(expected) < sum(i >= 0 for i in nearest[row])
     assert excluded_some

@@ -87,7 +87,7 @@ def prepare(root: Path) -> Path:
         deduplicate=None,
         tokenizer=TokenizerConfig(train=SentencePieceConfig(vocab_size=400)),
         chunk=ChunkConfig(chunk_length=CHUNK),
-        neighbors=NeighborsConfig(sequence_chunks=SEQUENCE // CHUNK, candidates=60, keep=12),
+        neighbors=NeighborsConfig(candidates=60, keep=16),
         questions=QuestionsConfig(max_answer_share=0.3, test_fraction=0.3),
         question_sequences=QuestionSequencesConfig(question_chunks=5, candidates=20, keep=10),
     )

@@ -15,6 +15,8 @@ class MemoryChunks:
         self.document = np.array([n for n, d in enumerate(documents) for _ in range(0, len(d), length)], dtype=np.int64)
         self._keys = np.array(keys if keys is not None else [1000 + 7 * n for n in range(len(documents))], np.uint64)
 
+        self.gone: list[int] = []  # chunks of removed documents
+
     @property
     def num_chunks(self) -> int:
         return len(self.parts)
@@ -22,6 +24,9 @@ class MemoryChunks:
     def document_keys(self, ids: np.ndarray) -> np.ndarray:
         assert (np.asarray(ids) >= 0).all() and (np.asarray(ids) < self.num_chunks).all()
         return self._keys[self.document[ids]]
+
+    def removed(self, ids: np.ndarray) -> np.ndarray:
+        return np.isin(ids, self.gone)
 
     def rows(self, ids: np.ndarray | None = None) -> list[np.ndarray]:
         return [np.array(self.parts[i]) for i in (range(self.num_chunks) if ids is None else ids)]

@@ -30,7 +30,7 @@ def test_fields_of_speed_only_and_unused_sections_are_no_part_of_a_result() -> N
         (IndexConfig, {"bm25": {"max_document_frequency": 0}}, "max_document_frequency: expected above 0"),
         (NeighborsConfig, {"candidates": 10}, "candidates: expected at least keep = 20, found 10"),
         (NeighborsConfig, {"max_overlap_tokens": -1}, "max_overlap_tokens: expected 0 or more"),
-        (NeighborsConfig, {"sequence_chunks": 0}, "sequence_chunks: expected 1 or more"),
+        (NeighborsConfig, {"shard_chunks": 0}, "shard_chunks: expected 1 or more"),
     ],
 )
 def test_bad_values_are_one_clear_line(cls: type, data: dict, message: str) -> None:

@@ -14,7 +14,7 @@ from retro.artifacts.release import open_release
 from retro.cli.main import main
 from retro.data.chunk_store import open_chunk_store
 from retro.data.neighbor_table import open_neighbor_table
-from tests.system.workplace import CHUNK, SEQUENCE, train_command, write_config
+from tests.system.workplace import CHUNK, train_command, write_config
 
 
 def read_json(path: Path):
@@ -32,7 +32,7 @@ def test_preparation_gives_a_release_whose_neighbors_mean_something(place):
     queries, database = open_chunk_store(split.chunks), open_chunk_store(release.database_chunks)
     table = open_neighbor_table(split.neighbors, queries, database)
     table.verify()
-    assert table.sequence_chunks == SEQUENCE // CHUNK and queries.chunk_length == CHUNK
+    assert queries.chunk_length == CHUNK
     # The corpus is of templates: a nearest neighbor shares far more tokens with its chunk than a random one does.
     ids = np.arange(queries.num_chunks)
     rows = table.rows(ids, 1)[:, 0]
@@ -205,7 +205,7 @@ def test_documentation_of_installed_packages_goes_the_same_way(tmp_path, capsys)
         "chunk": {"chunk_length": 16},
         "embed": {"kind": "lexical", "lexical": {"dimension": 32, "buckets": 1024}},
         "index": {"kind": "vectors", "vectors": {"recall_queries": 20}},
-        "neighbors": {"sequence_chunks": 4, "candidates": 20, "keep": 5},
+        "neighbors": {"candidates": 20, "keep": 8},
     }
     config = write_config(tmp_path / "prep.yaml", settings)
     assert main(["prep", "run", str(config)]) == 0

@@ -43,7 +43,7 @@ def prep_settings(corpus: Path, root: Path) -> dict[str, Any]:
         "tokenizer": {"train": {"vocab_size": 400}},
         "chunk": {"chunk_length": CHUNK, "shard_documents": 50},
         "index": {"kind": "bm25", "bm25": {"terms": "tokens", "shard_chunks": 200}},
-        "neighbors": {"sequence_chunks": SEQUENCE // CHUNK, "candidates": 60, "keep": 12, "shard_sequences": 60},
+        "neighbors": {"candidates": 60, "keep": 16, "shard_chunks": 400},
         "questions": {"max_answer_share": 0.3, "test_fraction": 0.3},
         "question_sequences": {"question_chunks": 5, "candidates": 20, "keep": 10, "shard_questions": 80},
     }

@@ -45,11 +45,11 @@ def build_release(root: Path, seed: int = 0) -> Path:
     for split in ("train", "valid"):
         rows = len(np.load(chunks[split] / "starts-00000.npy"))
         if split == "train":
-            table = random_neighbors(chunks[split], SEQUENCE_CHUNKS, 2, 0.2, seed)
+            table = random_neighbors(chunks[split], 6, 0.2, seed)
         else:
             size = len(np.load(chunks["train"] / "starts-00000.npy"))
             table = np.random.default_rng(seed).integers(0, size, (rows, 2))
-        neighbors = write_neighbors(root / f"neighbors-{split}", chunks[split], chunks["train"], table, SEQUENCE_CHUNKS)
+        neighbors = write_neighbors(root / f"neighbors-{split}", chunks[split], chunks["train"], table)
         splits[split] = Split(tokens[split], chunks[split], neighbors)
     path = root / "release.json"
     write_release(

@@ -184,8 +184,12 @@ class PerplexityTask:
         if dataset is None or self.table is None:
             return [[] for _ in chunks]
         served = (chunks % self.sequence_chunks > 0) & (places > 0)
+        whole = np.full(-(-len(chunks) // self.sequence_chunks) * self.sequence_chunks, -1, dtype=np.int64)
+        whole[: len(chunks)] = chunks
+        sequences = whole.reshape(-1, self.sequence_chunks)
+        found = dataset.neighbor_ids(sequences, dataset.num_neighbors).reshape(len(whole), -1)
         ids = np.full((len(chunks), dataset.num_neighbors), -1, dtype=np.int64)
-        ids[served] = self.table.rows(chunks[served] - 1, dataset.num_neighbors)
+        ids[served] = found[np.flatnonzero(served) - 1]
         return [[int(i) for i in row if i >= 0] for row in ids]
 
     def samples(self, rows: Sequence[Row], count: int, seed: int) -> list[dict[str, Any]]:
@@ -205,8 +209,11 @@ class PerplexityTask:
         neighbors = []
         if row["neighbors"] and self.table is not None:
             before = np.array([row["chunk"] - 1])
-            distances = self.table.distances(before, len(row["neighbors"]))[0]
-            for chunk, distance in zip(row["neighbors"], distances.tolist(), strict=True):
+            # Some of the stored neighbors may be excluded in this sequence.
+            stored = zip(self.table.rows(before)[0].tolist(), self.table.distances(before)[0].tolist(), strict=True)
+            distances = dict(stored)
+            for chunk in row["neighbors"]:
+                distance = distances[chunk]
                 text, continuation = neighbor_texts(self.table.database, self.tokenizer, chunk)
                 neighbors.append(
                     {
