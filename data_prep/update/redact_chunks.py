@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.base_artifact import link_or_copy
 from data_prep.chunk_lookup import write_lookup
+from data_prep.neighbor_statistics import shard_statistics, table_statistics
 from data_prep.stage import Shard, ShardResult
 from data_prep.update.redact_text import RedactStage
 from data_prep.update.taken_over import find_shard, take_over
@@ -133,27 +134,27 @@ class RedactNeighborsStage(RedactStage):
         dropped = removed_neighbors(database, ids)
         dropped[queries.removed(np.arange(first, first + len(ids)))] = True
         dropped &= ids >= 0
+        same_document = find_shard(self._folder, shard.name)["stats"].get("same_document", 0)
+        figures = {"same_document": same_document, "removed": int(dropped.sum())}
         if not dropped.any():
-            return take_over(self._folder, shard, out)
+            taken = take_over(self._folder, shard, out)
+            return ShardResult(taken.rows, shard_statistics(ids, distances) | figures)
         kept, far = compact(ids, distances, (ids >= 0) & ~dropped)
         np.save(out / f"ids-{shard.name}.npy", kept, allow_pickle=False)
         np.save(out / f"distances-{shard.name}.npy", far, allow_pickle=False)
-        stats = find_shard(self._folder, shard.name)["stats"]
-        return ShardResult(len(ids), {**stats, "none": int((kept < 0).sum()), "dropped": int(dropped.sum())})
+        return ShardResult(len(ids), shard_statistics(kept, far) | figures)
 
     def finish(self, folder: Path, out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """How much is missing now. Figures of distances and hubs are those of the search, and stay with its table."""
-        entries = lonely = none = rows = 0
-        for record in records:
-            ids, _ = load_neighbors(folder, record["name"])
-            rows, entries = rows + len(ids), entries + ids.size
-            none += int((ids < 0).sum())
-            lonely += int((ids[:, 0] < 0).sum()) if ids.size else 0
-        return {
-            "none_share": none / max(entries, 1),
-            "rows_without_neighbors": lonely,
-            "removed": sum(int(record["stats"].get("dropped", 0)) for record in records),
-        }
+        """Coverage, as of a table that was searched for."""
+        tables = (load_neighbors(folder, record["name"])[0] for record in records)
+        rows, chunks = sum(int(record["rows"]) for record in records), self._stores[1].num_chunks
+        stats = [record["stats"] for record in records]
+        figures = {name: sum(int(entry[name]) for entry in stats) for name in ("same_document", "removed")}
+        return table_statistics(stats, rows, tables, chunks) | figures
+
+    def summary(self, stats: dict[str, Any], rows: int) -> str:
+        """For people."""
+        return f"{rows:,} rows, {stats['removed']:,} neighbors dropped, {stats['none_share']:.2%} missing"
 
 
 class RedactQuestionsStage(RedactStage):

@@ -58,7 +58,7 @@ class RedactStage(Stage):
 
     def summary(self, stats: dict[str, Any], rows: int) -> str:
         """For people."""
-        return f"{rows:,} rows, {stats.get('removed', 0):,} of them erased"
+        return f"{rows:,} rows" + (f", {stats['removed']:,} erased" if "removed" in stats else "")
 
 
 class RedactDocumentsStage(RedactStage):

@@ -197,6 +197,11 @@ def test_tables_move_the_spares_up(pair: tuple[Path, Path]) -> None:
         old, new = tables
         new.verify()
         removed = new.queries.removed(np.arange(new.num_rows))
+        folder = after.split(name).neighbors
+        assert folder is not None
+        stats, ids = open_manifest(folder).stats, new.rows(np.arange(new.num_rows))
+        assert stats["none_share"] == pytest.approx(float((ids < 0).mean()))
+        assert stats["retrieved_chunks"] == len(np.unique(ids[ids >= 0])) and stats["same_document"] == 0
         for row in range(old.num_rows):
             ids, far = old.rows(np.array([row]))[0], old.distances(np.array([row]))[0]
             keep = (ids >= 0) & ~np.isin(ids, gone) & ~removed[row]
