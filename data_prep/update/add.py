@@ -58,7 +58,7 @@ def add_steps(config: PrepConfig) -> list[tuple[str, Build]]:
     def add(name: str, build: Build) -> None:
         steps.append((name, build))
 
-    add("ingest", lambda done: IngestStage(config.ingest, cache=Path(config.root) / ".corpus-hashes.json"))
+    add("ingest", lambda done: IngestStage(config.ingest, cache=Path(config.root) / ".corpus-hashes.jsonl"))
     documents = "ingest"
     if config.deduplicate is not None:
         steps += deduplicate_steps(config.deduplicate, base=base.documents)

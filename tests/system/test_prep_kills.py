@@ -26,7 +26,7 @@ from retro.data.document import document_files, read_documents
 from tests.system.workplace import differences, prep_settings, result_files, write_config, write_corpus
 from tests.system.zygote import Zygote
 
-CACHE = ".corpus-hashes.json"  # keeps hashes of corpus files between runs; speed only
+CACHE = ".corpus-hashes.jsonl"  # keeps hashes of corpus files between runs; speed only
 VECTORS = {
     "index": {"kind": "vectors", "vectors": {"factory": "IVF8,Flat", "probes": 4, "recall_queries": 50}},
     "embed": {"kind": "lexical", "lexical": {"dimension": 32, "buckets": 1024}, "shard_chunks": 300},
