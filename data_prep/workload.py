@@ -38,7 +38,7 @@ class Workload:
     deduplicate: int | None = 128
     embed_shard: int = 32768
     index_shard: int = 262144
-    neighbor_shard: int = 65536
+    neighbor_shard: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("tokens", "chunk_length", "dimension", "keep", "embed_shard", "index_shard", "neighbor_shard"):
@@ -62,6 +62,7 @@ def workload_of(config: PrepConfig, **known: Any) -> Workload:
     values: dict[str, Any] = {
         "chunk_length": config.chunk.chunk_length,
         "keep": config.neighbors.keep,
+        "neighbor_shard": config.neighbors.shard_chunks,
         "deduplicate": None,
         "factory": "bm25",
     }

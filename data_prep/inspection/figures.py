@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_prep.neighbor_statistics import coverage_lines
+from retro.data.neighbor_table import NEIGHBORS_KIND
 from retro.retrieval.searcher import INDEX_KIND
 
 _AS_CONFIGURED = "as configured"  # what an index says of a factory that the configuration names
@@ -11,7 +13,7 @@ _AS_CONFIGURED = "as configured"  # what an index says of a factory that the con
 
 def figures(kind: str, stats: dict[str, Any]) -> list[str]:
     """Lines for people; [] for kinds whose one line says it all."""
-    found = []
+    found = coverage_lines(stats) if kind == NEIGHBORS_KIND else []
     if kind == INDEX_KIND:
         recall = stats.get("recall")
         if isinstance(recall, (int, float)) and "recall_at" in stats:

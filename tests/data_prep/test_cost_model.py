@@ -17,6 +17,7 @@ from data_prep.workload import Workload, workload_of
 from retro.artifacts.manifest import open_manifest
 from retro.cli.main import main
 from retro.config.errors import ConfigError
+from retro.config.loader import load_config
 from retro.config.preparation import PrepConfig
 from tests.data_prep.corpora import write_lines
 from tests.data_prep.inspected import configure, settings
@@ -341,9 +342,11 @@ def test_the_command_for_machines(capsys):
 
 def test_a_configuration_decides_what_is_not_given(capsys):
     config = str(ROOT / "configs/prep/demo.yaml")
+    demo = load_config(PrepConfig, config)
     assert main(["prep", "plan", "--tokens", "1e7", "--config", config, "--json"]) == 0
     work = json.loads(capsys.readouterr().out)["workload"]
-    assert (work["chunk_length"], work["factory"], work["keep"]) == (32, "bm25", 12)
+    assert (work["chunk_length"], work["factory"], work["keep"]) == (32, "bm25", demo.neighbors.keep)
+    assert work["neighbor_shard"] == demo.neighbors.shard_chunks and demo.neighbors.keep not in (3, 20)
     assert main(["prep", "plan", "--tokens", "1e7", "--config", config, "--keep", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["workload"]["keep"] == 3
 

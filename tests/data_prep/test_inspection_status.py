@@ -13,6 +13,7 @@ import pytest
 from data_prep.inspection import status as status_module
 from data_prep.inspection.claims import read_claims
 from data_prep.inspection.disk import Disk, folder_bytes
+from data_prep.inspection.figures import figures
 from data_prep.inspection.progress import commit_rate, read_progress
 from data_prep.inspection.status import status, to_json
 from data_prep.pipeline import run
@@ -61,6 +62,18 @@ def test_everything_done(made):
     assert found.unused == [] and found.rest.bytes == 0
     assert found.disk.used == folder_bytes(made.root) > sum(item.bytes for item in found.steps) > 0
     assert all(item.folder is not None and item.folder.is_dir() for item in found.steps)
+
+
+def test_further_lines_about_an_index_and_neighbors(made):
+    steps = {item.step: item.figures for item in status(made).steps}
+    assert any(line.startswith("missing: ") for line in steps["find_neighbors train"])
+    assert any("of the database)" in line for line in steps["find_neighbors train"])
+    stats = {"recall": 0.97, "recall_at": 10, "recall_queries": 512, "recall_among": 5, "vectors": 9, "reason": "small"}
+    assert figures("index", stats) == [
+        "recall measured on 512 queries against exact search, among 5 sampled vectors",
+        "chosen by auto: small",
+    ]
+    assert figures("index", {**stats, "recall": None, "reason": "as configured"}) == [] == steps["embed"]
 
 
 def test_an_unfinished_stage_says_how_far_it_is(half):
