@@ -37,7 +37,7 @@ def test_a_neighbor_of_the_query_s_own_document_is_found(place, tmp_path: Path, 
     rewrite(folder, file, ids)
     capsys.readouterr()
     assert main(command) == 3
-    assert f"row {row} has a neighbor from a document of its own sequence" in capsys.readouterr().err
+    assert f"row {row} has a neighbor of its own document" in capsys.readouterr().err
 
 
 def test_a_chunk_across_the_end_of_its_document_is_found(place, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
