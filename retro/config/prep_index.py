@@ -61,7 +61,8 @@ class VectorIndexConfig:
     train and nothing here reads them. memory_budget_gb: what `auto` may use for the index in a search; None = 8.
 
     train_sample: vectors drawn (by `seed`) to train it; None = 64 for each list, 65,536 to 4 million.
-    probes, ef_search: search parameters of IVF and HNSW indexes; k_factor: candidates looked at per neighbor wanted
+    probes, ef_search: search parameters of IVF and HNSW indexes (of an IVF index whose lists are found by a graph,
+    ef_search is the graph's; None = twice the probes); k_factor: candidates looked at per neighbor wanted
     (the index compares codes; the exact distances of the candidates, computed from the embeddings, decide). None =
     measured when the index is built: the cheapest setting whose recall@`recall_at` on the sample is `recall_target`.
 

@@ -18,7 +18,7 @@ _QUERIES, _VECTORS = 128, 65536
 # Blocks whose candidates are held before the worse ones are dropped: memory does not grow with the database.
 _HELD = 32
 # Pairs whose differences are held at a time: what fits in the second level of cache.
-_PAIRS = 256
+_PAIRS = 512
 
 
 class ExactIndex:
@@ -129,11 +129,15 @@ def pair_distances(
     shape, the threads and the processor), and with the registers of numpy's baseline rather than the processor's.
     """
     out = np.empty(len(ids), dtype=np.float32)
+    order = np.argsort(ids)  # rows that lie together are read together
+    held, asked = np.empty((2, min(_PAIRS, len(ids)), vectors.dimension), dtype=np.float32)
     for start in range(0, len(ids), _PAIRS):
-        stop = start + _PAIRS
-        found, query = vectors.gather(ids[start:stop]), queries.take(rows[start:stop], axis=0)
+        pairs = order[start : start + _PAIRS]
+        found, query = held[: len(pairs)], asked[: len(pairs)]
+        vectors.read_ascending(ids[pairs], found)
+        np.take(queries, rows[pairs], axis=0, out=query, mode="clip")
         if metric == "l2":
             found -= query
             query = found
-        np.einsum("nd,nd->n", found, query, out=out[start:stop])
+        out[pairs] = np.einsum("nd,nd->n", found, query)
     return out if metric == "l2" else np.negative(out, out=out)

@@ -23,7 +23,7 @@ from retro.retrieval.faiss_training import faiss_reason, inverted_lists
 from retro.retrieval.native import load_faiss, usable_threads
 from retro.retrieval.vectors import VectorStore
 
-# Queries of one call of faiss, and of one piece of work of a thread.
+# Queries of one call of faiss where it would use matrix products, else of one piece of work of a thread.
 _BATCH, _TASK = 16, 64
 _LEAST_EF = 16
 # The most candidates that faiss finds on a GPU.
@@ -73,6 +73,7 @@ class FaissIndex:
         self.threads = 1 if on_gpu else threads or usable_threads()
         self._gpu = [to_gpu(part.index) for part in parts] if on_gpu else []
         self._pool: ThreadPoolExecutor | None = None
+        self._by_pairs = all(_compares_pairs(part.index) for part in parts)
         self.set(settings or SearchSettings())
 
     def set(self, settings: SearchSettings) -> None:
@@ -123,7 +124,7 @@ class FaissIndex:
                 rows = real[first : min(first + step, start + _TASK)]
                 distances[rows], ids[rows] = batch(queries[rows], k)
 
-        step = _TASK if self._gpu else _BATCH
+        step = _TASK if self._gpu or self._by_pairs else _BATCH
         # Also for one batch: threads of the pool have one OpenMP thread each, this one may have more.
         list(self._threads_pool().map(work, range(0, len(real), _TASK)))
         return distances, ids
@@ -162,6 +163,16 @@ class FaissIndex:
             distances = -distances
         ids = places if part.rows is None else np.where(places >= 0, part.rows[places], -1)
         return np.where(ids >= 0, distances, np.float32(np.inf)), ids
+
+
+def _compares_pairs(index: Any) -> bool:
+    """Whether every distance is computed on its own, so that larger batches give the same: where a graph finds the
+    lists, and in a graph. (Lists found by comparing all centroids are found by a matrix product in large batches.)"""
+    faiss = load_faiss()
+    lists = inverted_lists(index)
+    if lists is not None:
+        return hasattr(faiss.downcast_index(lists.quantizer), "hnsw") and "FastScan" not in type(lists).__name__
+    return hasattr(faiss.downcast_index(index), "hnsw")
 
 
 def _rotated(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from retro.artifacts.manifest import open_manifest
 from retro.config.errors import ArtifactCorruptError
 
 EMBEDDINGS_KIND = "embeddings"
+# Numbers of the buffer that a thread reads half precision into.
+_BUFFER = 1 << 20
 
 
 class VectorStore:
@@ -29,22 +32,35 @@ class VectorStore:
     def gather(self, ids: np.ndarray) -> np.ndarray:
         """float32 [n, d] of int64 [n]. Raises IndexError for an id outside the store."""
         ids = np.asarray(ids, dtype=np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
-            raise IndexError(f"vector ids: expected 0 to {len(self) - 1}, found {ids.min()} to {ids.max()}")
-        if len(self.shards) == 1:
-            return as_float32(self.shards[0].take(ids, axis=0))
+        if len(ids) == 0:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        if (ids[1:] >= ids[:-1]).all():
+            return self.read_ascending(ids, np.empty((len(ids), self.dimension), dtype=np.float32))
+        order = np.argsort(ids)
         out = np.empty((len(ids), self.dimension), dtype=np.float32)
-        shard = np.searchsorted(self.starts, ids, side="right") - 1
-        for number in np.unique(shard):
-            rows = np.flatnonzero(shard == number)
-            out[rows] = as_float32(self.shards[number].take(ids[rows] - self.starts[number], axis=0))
+        out[order] = self.read_ascending(ids[order], np.empty_like(out))
+        return out
+
+    def read_ascending(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """As `gather` of ascending ids, into `out` float32 [n, d]: the rows of a shard are read together."""
+        if len(ids) and (ids[0] < 0 or ids[-1] >= len(self)):
+            raise IndexError(f"vector ids: expected 0 to {len(self) - 1}, found {ids[0]} to {ids[-1]}")
+        ends = np.searchsorted(ids, self.starts[1:])
+        start = 0
+        for number in np.flatnonzero(np.diff(ends, prepend=0)):
+            stop = int(ends[number])
+            _read_rows(self.shards[number], ids[start:stop] - self.starts[number], out[start:stop])
+            start = stop
         return out
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first id, float32 [<= size, d]) over the whole store, in order."""
         for start, shard in zip(self.starts, self.shards, strict=False):
             for offset in range(0, len(shard), size):
-                yield int(start) + offset, as_float32(np.array(shard[offset : offset + size]))
+                block = np.array(shard[offset : offset + size])
+                if block.dtype != np.float32:
+                    block = _widen(block, np.empty(block.shape, dtype=np.float32))
+                yield int(start) + offset, block
 
     def aligned_blocks(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first id, float32 [<= size, d]) over rows [start, stop), cut at multiples of `size` whatever the shards."""
@@ -55,15 +71,38 @@ class VectorStore:
             first = last
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """`values` (not read-only) as float32. numpy widens half precision one number at a time, torch 20 times faster."""
-    if values.dtype == np.float32:
-        return values
-    if values.dtype == np.float16 and values.size >= 4096:
-        import torch
+def _read_rows(shard: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Rows of a shard as float32."""
+    if shard.dtype == np.float32:
+        np.take(shard, rows, axis=0, out=out, mode="clip")  # clip: the ids are checked, and "raise" would buffer
+    else:
+        half = _half_buffer(len(rows), shard.shape[1])
+        _widen(np.take(shard, rows, axis=0, out=half, mode="clip"), out)
 
-        return np.asarray(torch.from_numpy(np.ascontiguousarray(values)).float().numpy())
-    return values.astype(np.float32)
+
+_local = threading.local()
+
+
+def _half_buffer(rows: int, dimension: int) -> np.ndarray:
+    """float16 [rows, dimension] of this thread, to be overwritten at its next call: fresh memory costs page faults."""
+    size = rows * dimension
+    if size > _BUFFER:
+        return np.empty((rows, dimension), dtype=np.float16)
+    if not hasattr(_local, "half"):
+        _local.half = np.empty(_BUFFER, dtype=np.float16)
+    buffer: np.ndarray = _local.half
+    return buffer[:size].reshape(rows, dimension)
+
+
+def _widen(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """float16 as float32 into `out`. numpy widens one number at a time, torch 20 times faster."""
+    if values.size < 4096:
+        out[...] = values
+        return out
+    import torch
+
+    torch.from_numpy(out).copy_(torch.from_numpy(values))
+    return out
 
 
 def open_vectors(folder: str | Path) -> VectorStore:
