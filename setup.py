@@ -38,7 +38,6 @@ prep = [
     "datasets>=4",  # from 4 on no data set brings code that is run
     "zstandard>=0.22",
     "scipy>=1.11",
-    "datasketch>=2,<3",
     "pyarrow>=15",
 ]
 extras = {
@@ -48,6 +47,7 @@ extras = {
     "ray": ["ray>=2.50"],  # prep on a cluster: executor.type: ray
     "transformers": ["transformers>=4.45", "tokenizers>=0.20"],
     "dev": [
+        "datasketch>=2,<3",  # a test compares the layout of bands with its own
         "pytest>=8",
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",

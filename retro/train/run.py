@@ -15,6 +15,7 @@ import torch
 from retro.artifacts.release import Release, open_release
 from retro.config.loader import to_dict
 from retro.config.train import TrainConfig, result_fields
+from retro.data.dataset import RetroDataset
 from retro.data.loader import TrainLoader
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import RetroModel, count_parameters
@@ -87,6 +88,8 @@ def train(config: TrainConfig) -> Outcome:
             folder.write_release(release.path)
             folder.write_environment(describe_environment(processes))
         log.info(_summary(config, trainer, folder, release))
+        for line in _missing_neighbors(data):
+            log.info(line)
         if config.compile:
             _compile(trainer, log)
         state = trainer.fit()
@@ -216,6 +219,19 @@ def _compile(trainer: Trainer, log: logging.Logger) -> None:
     trainer.model.train()
     if compile_or_stay_eager(trainer.model, lambda: trainer.forward_backward(batch, last=False), log.warning):
         log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")
+
+
+def _missing_neighbors(data: RunData) -> list[str]:
+    """Say how many neighbors the training chunks lack, on a sample of sequences, and what would mend it."""
+    if not isinstance(data.train, RetroDataset):
+        return []
+    found = data.train.shortage()
+    if found.excluded + found.unstored == 0:
+        return []
+    excluded, unstored = found.excluded / found.entries, found.unstored / found.entries
+    line = f"neighbors missing on {found.chunks:,} sampled chunks: {unstored:.2%} were not found"
+    line += f", {excluded:.2%} are of other documents of the sequence"
+    return [line + ("; raise neighbors.keep of the preparation" if found.excluded else "")]
 
 
 def _summary(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: Release) -> str:

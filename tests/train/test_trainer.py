@@ -238,12 +238,11 @@ def test_the_vocabulary_is_the_tokenizers(release: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"sequence_length": 64}, ArtifactMismatchError, "expected neighbors for sequences of 8 chunks, found 4"),
         ({"num_neighbors": 3}, ConfigError, "num_neighbors: expected 1 to 2"),
         ({"dataset": "questions"}, ConfigError, "question_set: .* has no 'docs'; it has none"),
         ({"device": "cuda"}, ConfigError, "device: expected a CUDA device, found none"),
     ],
-    ids=["sequence_length", "num_neighbors", "question_set", "device"],
+    ids=["num_neighbors", "question_set", "device"],
 )
 def test_data_that_does_not_fit_is_refused(
     release: Path, tmp_path: Path, change: dict, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
