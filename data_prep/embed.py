@@ -29,7 +29,8 @@ from retro.retrieval.vectors import EMBEDDINGS_KIND
 
 # Chunks that an embedder sees together: enough to sort them by length into full batches. Another number would be
 # another composition of batches, and with it another version of the stage.
-_WINDOW = 16384
+_WINDOW = 8192
+_SMALLEST_SHARD, _LARGEST_SHARD = 4096, 32768
 
 
 def range_shards(rows: int, size: int) -> list[Shard]:
@@ -134,7 +135,7 @@ class FitEmbedderStage(Stage):
 class EmbedStage(Stage):
     """Chunks + embedder -> embeddings: vectors-<shard>.npy, [n, d] in the storage type; the recipe in the manifest.
 
-    The vectors of a shard are made by windows of 16,384 chunks from its first on: they depend on nothing outside it.
+    The vectors of a shard are made by windows of 8,192 chunks from its first on: they depend on nothing outside it.
     """
 
     name = "embed"
@@ -163,7 +164,9 @@ class EmbedStage(Stage):
 
     def plan(self) -> list[Shard]:
         """Contiguous ranges of chunks."""
-        return range_shards(open_manifest(self.inputs[CHUNKS_KIND]).rows, self.config["shard_chunks"])
+        rows = open_manifest(self.inputs[CHUNKS_KIND]).rows
+        size = self.config["shard_chunks"] or min(max(rows // 64, _SMALLEST_SHARD), _LARGEST_SHARD)
+        return range_shards(rows, size)
 
     def run_shard(self, shard: Shard, out: Path) -> ShardResult:
         """Embed the text of each chunk. Raises RetroError naming a chunk whose vector is not finite."""

@@ -71,7 +71,7 @@ def workload_of(config: PrepConfig, **known: Any) -> Workload:
     if config.tokenizer.kind == "train":
         values["token_bytes"] = 2 if config.tokenizer.train.vocab_size < 1 << 16 else 4
     if config.embed is not None:
-        values |= {"storage": config.embed.storage, "embed_shard": config.embed.shard_chunks}
+        values |= {"storage": config.embed.storage, "embed_shard": config.embed.shard_chunks or Workload.embed_shard}
         values["embedder"] = config.embed.kind
         if config.embed.kind == "lexical":
             values["dimension"] = config.embed.lexical.dimension

@@ -90,14 +90,15 @@ class TransformerConfig:
 class EmbedConfig:
     """How chunks become vectors. Filling in the section of the kind that is not used is an error.
 
-    storage: type of the stored vectors; shard_chunks: chunks per shard.
+    storage: type of the stored vectors; shard_chunks: chunks per shard; null: a 64th of all, at least 4,096 and at most
+    32,768.
     """
 
     kind: Literal["lexical", "transformer"] = "lexical"
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     storage: Literal["float32", "float16"] = "float32"
-    shard_chunks: int = 32768
+    shard_chunks: int | None = None
 
     def __post_init__(self) -> None:
         check_unused_sections(self, "kind", ("lexical", "transformer"))
@@ -105,4 +106,7 @@ class EmbedConfig:
             self.kind != "transformer" or self.transformer.model != "",
             "transformer.model is required: a local folder or a name on the Hugging Face hub",
         )
-        _require(self.shard_chunks >= 1, f"shard_chunks: expected 1 or more, found {self.shard_chunks}")
+        _require(
+            self.shard_chunks is None or self.shard_chunks >= 1,
+            f"shard_chunks: expected 1 or more, or null, found {self.shard_chunks}",
+        )

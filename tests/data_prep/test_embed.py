@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,3 +247,17 @@ def test_nothing_is_printed_while_a_model_is_loaded(
     finally:
         logging.captureWarnings(False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_shards_by_default_are_a_64th_within_bounds(
+    chunks: dict[str, Path], bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(_config(bert), shard_chunks=None)
+    embedder = _run(FitEmbedderStage(config, chunks["train"]), tmp_path)
+    stage, rows = EmbedStage(config, chunks["train"], embedder), 0
+    monkeypatch.setattr(embed_module, "open_manifest", lambda path: SimpleNamespace(rows=rows))
+    for rows, shards, first in ((0, 1, 0), (5000, 2, 4096), (640_000, 64, 10_000), (10**7, 306, 32768)):
+        plan = stage.plan()
+        assert (len(plan), plan[0].spec) == (shards, {"start": 0, "stop": first}) and plan[-1].spec["stop"] == rows
+    with pytest.raises(RetroError, match="shard_chunks: expected 1 or more, or null, found 0"):
+        EmbedConfig(shard_chunks=0)
