@@ -64,6 +64,10 @@ def build(root: Path, document_length: Callable[[np.random.Generator], int], sha
     chunks = builders.write_chunks(root / "chunks", tokens, CHUNK, shards=shards[1])
     store = builders.open_chunk_store(chunks)
     table = generator.integers(0, store.num_chunks, size=(store.num_chunks, 20))
+    # As in a real table, none is of the chunk's own document: such a draw is replaced by a chunk of the next one.
+    own = store.documents(np.arange(store.num_chunks))
+    clash = store.documents(table) == own[:, None]
+    table[clash] = (table[clash] + store.num_chunks // 2) % store.num_chunks
     neighbors = builders.write_neighbors(root / "neighbors", chunks, chunks, table, shards=shards[2])
     return store, open_neighbor_table(neighbors, store, store)
 
@@ -96,6 +100,7 @@ def reference_batches(data: RetroDataset) -> Iterator[tuple[np.ndarray, ...]]:
         neighbors = np.zeros((BATCH, CHUNKS, NEIGHBORS, RETRIEVED), np.int32)
         mask = np.zeros(neighbors.shape, bool)
         for row, sample in enumerate(generator.integers(0, len(data), size=BATCH)):
+            touched = set(documents[int(sample) * CHUNKS : (int(sample) + 1) * CHUNKS].tolist())
             for u in range(CHUNKS):
                 chunk = int(sample) * CHUNKS + u
                 if chunk >= len(starts):
@@ -108,13 +113,17 @@ def reference_batches(data: RetroDataset) -> Iterator[tuple[np.ndarray, ...]]:
                 scored[row, u * CHUNK : u * CHUNK + len(following)] = True
                 if u == CHUNKS - 1 or end <= start + CHUNK:
                     continue
-                for j in range(NEIGHBORS):
-                    neighbor = int(ids[chunk, j])
-                    if neighbor >= 0:
-                        first, last = int(starts[neighbor]), int(offsets[documents[neighbor] + 1])
-                        run = tokens[first : min(first + RETRIEVED, last)]
-                        neighbors[row, u, j, : len(run)] = run
-                        mask[row, u, j, : len(run)] = True
+                j = 0
+                for neighbor in ids[chunk].tolist():
+                    if j == NEIGHBORS or neighbor < 0:
+                        break
+                    if len(touched) > 1 and int(documents[neighbor]) in touched:
+                        continue
+                    first, last = int(starts[neighbor]), int(offsets[documents[neighbor] + 1])
+                    run = tokens[first : min(first + RETRIEVED, last)]
+                    neighbors[row, u, j, : len(run)] = run
+                    mask[row, u, j, : len(run)] = True
+                    j += 1
             scored[row, -1] = False
         yield inputs, targets, scored, neighbors, mask
 

@@ -24,13 +24,17 @@ class Keys(Protocol):
 
 
 class SequenceNeighbors:
-    """Neighbors of chunks within their sequences. exclude: "documents" or "groups", as the table was made."""
+    """Neighbors of chunks within their sequences; what is excluded is what the table excludes: documents or groups."""
 
     def __init__(self, queries: ChunkStore, database: ChunkStore, table: NeighborTable) -> None:
         self.queries, self.database, self.table = queries, database, table
-        grouped = table.exclude == "groups"
-        self._query_keys: Keys = queries.tokens.group_keys() if grouped else queries.tokens.document_keys
-        self._database_keys: Keys = database.tokens.group_keys() if grouped else database.tokens.document_keys
+        self._query_keys: Keys | None = None
+        self._database_keys: Keys | None = None
+        if table.exclude == "groups":
+            self._query_keys, self._database_keys = queries.tokens.group_keys(), database.tokens.group_keys()
+        elif queries.tokens.fingerprint != database.tokens.fingerprint:
+            self._query_keys, self._database_keys = queries.tokens.document_keys, database.tokens.document_keys
+        # Otherwise documents of both have the same numbers, and no key need be looked up.
 
     def find(self, chunks: np.ndarray, wanted: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Neighbor ids int64 [n, k], -1 = none, of the n chunks of `chunks` where `wanted`.
@@ -38,46 +42,51 @@ class SequenceNeighbors:
         chunks: int64 [B, L] query chunks, -1 = padding; wanted: bool [B, L], of real chunks only; rows: int64 [n], the
         table rows to read for them (default: their own). None is of a document (group) of the sequence.
         """
-        place = np.nonzero(wanted)
-        own, rows = rows is None, chunks[place] if rows is None else rows
+        sequence, column = np.nonzero(wanted)
+        own = rows is None
+        rows = chunks[sequence, column] if rows is None else rows
         keys = self._sequence_keys(chunks)
-        mixed = (keys != keys[:, :1]).any(axis=1)
-        found = self.table.rows(rows, k)
+        width = min(k + _SPARE, self.table.k)
+        stored = self.table.rows(rows, width)
+        found = stored[:, :k].copy()
         # The chunk's own document is excluded already: a sequence of one document has nothing left to exclude. With
         # rows of other chunks (the shuffled control) nothing is excluded yet.
-        check = np.flatnonzero(mixed[place[0]]) if own else np.arange(len(rows))
-        if not len(check):
-            return found
-        some = min(k + _SPARE, self.table.k)
-        ids, full = self._allowed(rows[check], keys[place[0][check]], some, k)
-        found[check] = ids
-        if some < self.table.k and not full.all():
-            rest = check[~full]
-            found[rest], _ = self._allowed(rows[rest], keys[place[0][rest]], self.table.k, k)
+        check = np.flatnonzero((keys != keys[:, :1]).any(axis=1)[sequence]) if own else np.arange(len(rows))
+        if len(check):
+            found[check], full = self._allowed(stored[check], keys[sequence[check]], k)
+            if width < self.table.k and not full.all():
+                rest = check[~full]
+                found[rest], _ = self._allowed(self.table.rows(rows[rest]), keys[sequence[rest]], k)
         return found
 
     def _sequence_keys(self, chunks: np.ndarray) -> np.ndarray:
-        """uint64 [B, L] keys of the documents (groups) of each sequence; padding repeats a real one."""
-        real = chunks >= 0
-        filled = np.where(real, chunks, chunks.max(axis=1, keepdims=True))
-        keys = np.zeros(chunks.shape, dtype=np.uint64)
-        there = filled >= 0
-        keys[there] = self._query_keys[self.queries.documents(filled[there])]
-        return keys
+        """[B, L] keys (or numbers) of the documents or groups of each sequence; padding repeats a real one."""
+        filled = chunks
+        if chunks.size and int(chunks.min()) < 0:
+            filled = np.where(chunks >= 0, chunks, chunks.max(axis=1, keepdims=True))
+            if int(filled.min()) < 0:  # sequences of padding only
+                filled = np.maximum(filled, 0)
+        documents = self.queries.documents(filled)
+        return documents if self._query_keys is None else np.asarray(self._query_keys[documents])
 
-    def _allowed(
-        self, rows: np.ndarray, sequence_keys: np.ndarray, width: int, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The first k allowed of the first `width` stored neighbors [n, k], and which rows have k, or have no more."""
-        stored = self.table.rows(rows, width)
+    def _allowed(self, stored: np.ndarray, sequence_keys: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first k allowed of the stored neighbors: ids [n, k], and which rows have k, or have no more stored.
+
+        stored: int64 [n, c]; sequence_keys: [n, L], of the sequence of each row.
+        """
         present = stored >= 0
-        keys = np.zeros(stored.shape, dtype=np.uint64)
-        keys[present] = self._database_keys[self.database.documents(stored[present])]
-        # One key of the sequences at a time: [n, width] is small, [n, width, L] is not.
+        documents = (
+            self.database.documents(np.maximum(stored, 0)) if self.database.num_chunks else np.zeros_like(stored)
+        )
+        keys = documents if self._database_keys is None else np.asarray(self._database_keys[documents])
+        allowed = present.copy()
+        # One key of the sequences at a time: [n, c] is small, [n, c, L] is not.
         for other in range(sequence_keys.shape[1]):
-            present &= keys != sequence_keys[:, other, None]
-        order = np.cumsum(present, axis=1) - 1
-        ids = np.full((len(rows), k), -1, dtype=np.int64)
-        where, column = np.nonzero(present & (order < k))
-        ids[where, order[where, column]] = stored[where, column]
+            allowed &= keys != sequence_keys[:, other, None]
+        if bool(allowed[:, :k].all()):
+            return stored[:, :k], np.ones(len(stored), dtype=bool)
+        order = np.cumsum(allowed, axis=1) - 1
+        ids = np.full((len(stored), k), -1, dtype=np.int64)
+        row, column = np.nonzero(allowed & (order < k))
+        ids[row, order[row, column]] = stored[row, column]
         return ids, (ids[:, -1] >= 0) | (stored[:, -1] < 0)

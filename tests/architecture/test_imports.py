@@ -57,7 +57,6 @@ HEAVY: dict[str, set[str]] = {
     "datasets": {"data_prep"},
     "datasketch": set(),
     "ray": {"data_prep"},
-    "ray": {"data_prep"},
     "pyarrow": {"data_prep"},
     "sentencepiece": {"retro.data", "data_prep"},
     "tokenizers": {"retro.data", "data_prep"},
