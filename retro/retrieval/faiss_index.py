@@ -78,6 +78,8 @@ class FaissIndex:
 
     def set(self, settings: SearchSettings) -> None:
         """Search with these settings from now on. Raises ConfigError for ones that the index does not have."""
+        if settings.probes is None and self._lists():
+            settings = dataclasses.replace(settings, probes=1)  # faiss' default, said so that it can be returned to
         self.settings = settings
         for part in self.parts:
             set_parameters(part.index, settings, self.factory)
@@ -98,7 +100,7 @@ class FaissIndex:
 
         An index without lists (a graph) that has found too few is not asked again: the vectors are searched exactly.
         """
-        lists = [found.nlist for part in self.parts if (found := inverted_lists(part.index)) is not None]
+        lists = self._lists()
         if len(lists) < len(self.parts):
             return *ExactIndex(self.vectors, self.metric).search(queries, k), True
         usual, most = self.settings, max(lists, default=1)
@@ -108,6 +110,10 @@ class FaissIndex:
             return *self.search(queries, k), probes == most
         finally:
             self.set(usual)
+
+    def _lists(self) -> list[int]:
+        """Number of lists of each part that has any."""
+        return [found.nlist for part in self.parts if (found := inverted_lists(part.index)) is not None]
 
     def candidates(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in the order and with the distances of the index itself, which compares codes."""
@@ -211,8 +217,8 @@ def set_parameters(index: Any, settings: SearchSettings, factory: str, gpu: bool
         except RuntimeError:
             raise ConfigError(f"{option}: an index of factory {factory!r} has no {name}; remove it") from None
     if not gpu and settings.probes is not None and settings.ef_search is None:
-        quantizer = getattr(inverted_lists(index), "quantizer", None)
-        quantizer = None if quantizer is None else faiss.downcast_index(quantizer)
+        coarse = getattr(inverted_lists(index), "quantizer", None)
+        quantizer: Any = None if coarse is None else faiss.downcast_index(coarse)
         if hasattr(quantizer, "hnsw"):
             # a graph that is asked for as many as it looks at misses many of the nearest lists
             quantizer.hnsw.efSearch = max(_LEAST_EF, 2 * settings.probes)
