@@ -48,6 +48,9 @@ class WordTokenizer:
 
     pad_id, bos_id, eos_id = 0, 1, 2
 
+    def decode_batch(self, rows: list[list[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
+
     def decode(self, ids: list[int]) -> str:
         assert min(ids, default=3) >= 3
         return " ".join(f"w{i}x" for i in ids)

@@ -231,6 +231,12 @@ simple("unknown-command", USAGE, "did you mean 'train'", lambda f: ["trian"])
 simple("unknown-option", USAGE, "unrecognized arguments: --fast", lambda f: ["train", "x.yaml", "--fast"])
 simple("prep-unknown-verb", USAGE, "invalid choice", lambda f: ["prep", "runn", "x.yaml"])
 simple("prep-verify-fraction", USAGE, "invalid float", lambda f: f.prep_command("verify", "--fraction", "half"))
+simple(
+    "prep-key-of-an-earlier-version",
+    USAGE,
+    "no longer read",
+    lambda f: f.prep_command("run", "neighbors.sequence_chunks=8"),
+)
 simple("prep-wrong-type", USAGE, "chunk.chunk_length", lambda f: f.prep_command("run", "chunk.chunk_length=many"))
 simple("prep-not-an-override", USAGE, "expected key=value", lambda f: f.prep_command("run", "quickly"))
 simple("prep-other-reader", USAGE, "section jsonl", lambda f: f.prep_command("run", "ingest.reader=parquet"))
@@ -568,9 +574,9 @@ for _name, _command in READERS.items():
 # --- releases and tables that are whole, but of something else ----------------------------------------------------
 
 simple("train-release-of-longer-chunks", ARTIFACT, "model.chunk_length", lambda f: f.train("model.chunk_length=8"))
-simple("train-table-of-other-sequences", ARTIFACT, "sequence", lambda f: f.train("sequence_length=128"))
+simple("train-sequence-of-no-whole-chunks", USAGE, "multiple", lambda f: f.train("sequence_length=100"))
 simple("train-too-many-neighbors", USAGE, "num_neighbors", lambda f: f.train("num_neighbors=50"))
-simple("eval-table-of-other-sequences", ARTIFACT, "sequence", lambda f: f.perplexity("sequence_length=128"))
+simple("eval-sequence-of-no-whole-chunks", USAGE, "multiple", lambda f: f.perplexity("sequence_length=100"))
 simple("eval-too-many-neighbors", USAGE, "num_neighbors", lambda f: f.perplexity("num_neighbors=50"))
 simple("eval-unknown-split", ARTIFACT, "no split", lambda f: f.perplexity("split=dev"))
 simple("eval-foreign-release", ARTIFACT, "tokenizer", lambda f: f.perplexity(f"release={f.foreign}"))
