@@ -68,7 +68,7 @@ def main() -> None:
         clocked(retrieval, name, seconds)
     size = sum(path.stat().st_size for path in Path(texts).glob("**/*.txt"))
     bound = size // 8 + 100_000  # rows that its files have room for; what is not written takes no space
-    whole = time.perf_counter()
+    begun = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         counts = retrieval.text_folder_to_chunks_(
             folder=texts,
@@ -85,10 +85,9 @@ def main() -> None:
             chunk_memmap_path="chunks.dat",
             doc_ids_memmap_path="doc_ids.dat",
         )
-    seconds["total"] = time.perf_counter() - whole
-    seconds["search"] = seconds["total"] - sum(
-        value for name, value in seconds.items() if name not in ("imports", "load_model", "total")
-    )
+    before = seconds["imports"] + seconds["load_model"]
+    seconds["total"] = before + time.perf_counter() - begun
+    seconds["search"] = seconds["total"] - sum(value for name, value in seconds.items() if name != "total")
     rows = int(counts["chunks"])
     found = np.memmap(knn, dtype=np.int32, mode="r", shape=(rows, neighbors))
     vectors = np.memmap("chunks.dat.embedded", dtype=np.float32, mode="r", shape=(rows, width))
