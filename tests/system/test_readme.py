@@ -21,6 +21,8 @@ WORK = (
     "data_prep.inspection.verify.verify",
     "data_prep.cost_model.plan",
     "data_prep.show.show",
+    "data_prep.tune_index.finished_index",
+    "retro.artifacts.archive_import.import_release",
     "retro.train.run.train",
     "retro.eval.runner.evaluate",
     "retro.inference.retro_lm.open_language_model",
