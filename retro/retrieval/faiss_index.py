@@ -24,7 +24,7 @@ from retro.retrieval.native import load_faiss, usable_threads
 from retro.retrieval.vectors import VectorStore
 
 # Queries of one call of faiss where it would use matrix products, else of one piece of work of a thread.
-_BATCH, _TASK = 16, 64
+_BATCH, _TASK = 16, 256
 _LEAST_EF = 16
 # The most candidates that faiss finds on a GPU.
 _GPU_LIMIT = 2048
