@@ -96,18 +96,26 @@ class Retriever:
             return ids, distances
         encoded = self.searcher.encode(token_rows) if encoded is None else encoded
         reranked: Any = self.reranker.encode(token_rows) if self.reranker else None
-        rows, fetch, times = np.arange(n), min(max(self.candidates, k), self.database.num_chunks), 1
-        while len(rows):
-            left = []
+        # Rows still to be searched, by (how many are fetched, how many times as many lists are looked at).
+        waiting = {(min(max(self.candidates, k), self.database.num_chunks), 1): [np.arange(n)]}
+        while waiting:
+            fetch, times = next(iter(waiting))
+            rows = np.sort(np.concatenate(waiting.pop((fetch, times))))
+            more, wider = (min(2 * fetch, self.database.num_chunks), times), (fetch, times * _WIDER)
             for part in np.array_split(rows, -(-len(rows) * fetch // _ENTRIES)):
                 found_distances, found, all_seen = self._search(self.searcher.take(encoded, part), fetch, times)
-                # A full row of all chunks, or a short row of a search that looked everywhere.
-                exhausted = np.where(found[:, -1] < 0, all_seen, fetch >= self.database.num_chunks)
                 keep = self._allowed(found, exclusions.take(part))
                 if self.max_overlap_tokens is not None:
                     wanted = fetch if self.reranker else k
                     keep = self._without_overlap([token_rows[int(row)] for row in part], found, keep, wanted)
-                done = (keep.sum(axis=1) >= k) | exhausted
+                enough, short = keep.sum(axis=1) >= k, found[:, -1] < 0
+                # A row that is not full has all of a search that looked everywhere, and lacks lists otherwise.
+                look = ~enough & short & (not all_seen)
+                fetch_more = ~enough & ~short & (fetch < self.database.num_chunks)
+                for again, where in ((look, wider), (fetch_more, more)):
+                    if again.any():
+                        waiting.setdefault(where, []).append(part[again])
+                done = ~(look | fetch_more)
                 kept_ids, kept_distances = compact(found[done], found_distances[done], keep[done])
                 if self.reranker is not None:
                     terms = self.reranker.take(reranked, part[done])
@@ -115,8 +123,6 @@ class Retriever:
                 width = min(k, kept_ids.shape[1])
                 ids[part[done], :width] = kept_ids[:, :width]
                 distances[part[done], :width] = kept_distances[:, :width]
-                left.append(part[~done])
-            rows, fetch, times = np.concatenate(left), min(2 * fetch, self.database.num_chunks), times * _WIDER
         return ids, distances
 
     def _search(self, encoded: Any, fetch: int, times: int) -> tuple[np.ndarray, np.ndarray, bool]:
