@@ -24,14 +24,14 @@ class NeighborsConfig:
     (a module of documentation, a site). Where held-out text is of groups that the database does not have, training
     neighbors found across groups are like the neighbors at test time, and training does not learn to lean on better
     ones. The other documents (groups) of a training sequence are excluded when the batch is made;
-    candidates: fetched per query (more for the queries that are left with too few); keep: neighbors stored, more than
-    training uses, so that some are left when a sequence excludes others;
-    rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that share a
+    candidates: fetched per query (more for the queries that are left with too few; reranking orders only these, so give
+    it more: 200); keep: neighbors stored, more than training uses, so that some are left when a sequence excludes
+    others; rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that share a
     longer run of tokens with the query chunk (None = none dropped); shard_chunks: query chunks per shard.
     """
 
     exclude: Literal["documents", "groups"] = "documents"
-    candidates: int = 200
+    candidates: int = 64
     keep: int = 20
     rerank: Literal["none", "bm25"] = "none"
     max_overlap_tokens: int | None = None
