@@ -26,8 +26,8 @@ class NeighborsConfig:
     ones. The other documents (groups) of a training sequence are excluded when the batch is made;
     candidates: fetched per query (more for the queries that are left with too few; reranking orders only these, so give
     it more: 200); keep: neighbors stored, more than training uses, so that some are left when a sequence excludes
-    others; rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that share a
-    longer run of tokens with the query chunk (None = none dropped); shard_chunks: query chunks per shard.
+    others; rerank: order the candidates by BM25 before the best are kept; max_overlap_tokens: drop candidates that
+    share a longer run of tokens with the query chunk (None = none dropped); shard_chunks: query chunks per shard.
     """
 
     exclude: Literal["documents", "groups"] = "documents"
