@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.embed import range_shards
+from data_prep.embed import gpus_of_embedder, range_shards
 from data_prep.neighbor_statistics import shard_statistics, table_statistics
 from data_prep.query_vectors import QueryEncoder
 from data_prep.search_inputs import open_reranker, search_inputs
@@ -55,6 +55,12 @@ class FindNeighborsStage(Stage):
         inputs = {"queries": queries, **search_inputs(config.rerank, database, searcher, reranker)}
         super().__init__(result_fields(config), inputs)
         self._neighbors, self._device = config, device
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a worker is to be given: an embedder or an index over vectors runs there where there is one."""
+        vectors = open_manifest(self.inputs["searcher"]).config.get("kind") == "vectors"
+        return gpus_of_embedder("transformer", self._device) if vectors else 0
 
     @cached_property
     def _queries(self) -> ChunkStore:

@@ -30,6 +30,7 @@ from retro.config.errors import ConfigError, RetroError
 from retro.config.prep_index import Bm25Config, IndexConfig
 from retro.config.prep_tokens import TokensConfig
 from retro.config.preparation import PrepConfig
+from retro.retrieval.encoder_files import find_encoder
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"root: {root} cannot be made ({error.strerror}); choose another folder") from None
+    if config.embed is not None and config.embed.kind == "transformer":
+        find_encoder(config.embed.transformer)  # a wrong path is said now, not after hours of other stages
     remove_dead_temporaries(root)  # a run killed while it wrote release.json or the corpus hashes
     done: dict[str, Path] = {}
     try:

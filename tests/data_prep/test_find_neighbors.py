@@ -301,3 +301,18 @@ def test_damaged_files_are_corrupt_not_wrong(chunks: dict[str, Path], root: Path
     (index / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactMismatchError, match="'bm25' or 'vectors', found 'tree'"):
         open_searcher(index)
+
+
+def test_workers_are_given_gpus_for_vectors_only(
+    chunks: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seen, kind, device, expected in (
+        ([], "vectors", "auto", 0),
+        (["0", "1"], "vectors", "auto", 1),
+        (["0", "1"], "vectors", "cpu", 0),
+        (["0", "1"], "bm25", "auto", 0),
+    ):
+        monkeypatch.setattr("data_prep.embed.visible_gpus", lambda seen=seen: seen)
+        index = _index(kind, chunks["train"], root)
+        stage = FindNeighborsStage(NeighborsConfig(), chunks["test"], chunks["train"], index, device=device)
+        assert stage.gpus == expected
