@@ -230,7 +230,9 @@ def to_gpu(index: Any) -> Any:
     """A copy of a faiss index on the first GPU. Raises ConfigError for an index that faiss has no GPU form of."""
     faiss = load_faiss()
     try:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        options = faiss.GpuClonerOptions()
+        options.allowCpuCoarseQuantizer = True  # a graph that finds the lists stays on the CPU
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
     except RuntimeError as error:
         raise ConfigError(
             f"device: faiss cannot search this index on a GPU ({faiss_reason(error)}); set device: cpu"

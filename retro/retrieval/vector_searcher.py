@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from retro.artifacts.manifest import Manifest, input_path, open_manifest
-from retro.config.errors import ArtifactCorruptError
+from retro.config.errors import ArtifactCorruptError, ConfigError
 from retro.config.loader import from_dict
 from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer
@@ -109,7 +109,13 @@ def open_vector_index(
     recorded = manifest.stats.get("search")
     settings = SearchSettings(config.probes, config.ef_search) if recorded is None else SearchSettings(**recorded)
     names = [part["name"] for part in manifest.stats.get("parts", [{"name": manifest.shards[0]["name"]}])]
-    return open_parts(folder, names, vectors, metric, settings, factory, on_gpu=engine == "faiss-gpu")
+    if engine == "faiss-gpu":
+        try:
+            return open_parts(folder, names, vectors, metric, settings, factory, on_gpu=True)
+        except ConfigError:  # faiss has no GPU form of every index
+            if device != "auto":
+                raise
+    return open_parts(folder, names, vectors, metric, settings, factory)
 
 
 def open_exact(vectors: VectorStore, metric: Metric, engine: str, device: str) -> VectorIndex:

@@ -23,7 +23,7 @@ from retro.retrieval.vector_searcher import open_vector_index
 from retro.retrieval.vectors import open_vectors
 from tests.data_prep.embeddings import clustered_vectors, write_embeddings
 
-pytest.importorskip("faiss", reason="faiss is not installed")
+faiss = pytest.importorskip("faiss", reason="faiss is not installed")
 
 ROWS, MORE = 18_000, 4_000
 VECTORS = clustered_vectors(ROWS + MORE)
@@ -161,6 +161,32 @@ def test_device_is_speed_only(embeddings: Path, root: Path) -> None:
         for d in ("auto", "cpu")
     ]
     assert stages[0].fingerprint() == stages[1].fingerprint()
+
+
+def test_an_index_that_a_gpu_cannot_search_is_searched_on_the_cpu(
+    embeddings: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: the conversion is faked, by one that fails and by one that gives the index itself."""
+    folder = _build(_config("IVF16,RaBitQ"), embeddings, root)
+    manifest, vectors = open_manifest(folder), open_vectors(embeddings)
+    queries = VECTORS[300:400].astype(np.float32)
+    expected = open_vector_index(folder, manifest, vectors, "l2", "cpu").search(queries, 5)
+    monkeypatch.setattr("retro.retrieval.devices._faiss_gpus", lambda: 1)
+
+    def refuse(index: object) -> object:
+        raise ConfigError("device: faiss cannot search this index on a GPU")
+
+    monkeypatch.setattr("retro.retrieval.faiss_index.to_gpu", refuse)
+    found = open_vector_index(folder, manifest, vectors, "l2", "auto").search(queries, 5)
+    np.testing.assert_array_equal(found[1], expected[1])
+    with pytest.raises(ConfigError, match="cannot search this index on a GPU"):
+        open_vector_index(folder, manifest, vectors, "l2", "cuda")
+    used = []
+    monkeypatch.setattr("retro.retrieval.faiss_index.to_gpu", lambda index: used.append(index) or index)
+    monkeypatch.setattr("faiss.GpuParameterSpace", faiss.ParameterSpace, raising=False)
+    found = open_vector_index(folder, manifest, vectors, "l2", "auto").search(queries, 5)
+    assert len(used) == 1
+    np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_without_training_the_message_says_so(embeddings: Path) -> None:
