@@ -1,6 +1,6 @@
 """What `factory: auto` chooses, from the number of vectors, their dimension and the memory budget alone.
 
-The rule follows measurements on 200,000 and 1 million vectors (docs/lab_log.md, benchmarks/index_recall.py) and, for
+The rule follows measurements on 200,000 and 1 million vectors (benchmarks/records/index_recall.json) and, for
 billions, the index of InstructRetro (Wang et al. 2023, tables 6 to 8). The machine at hand never takes part: the same
 configuration is the same index everywhere.
 """
