@@ -1,8 +1,8 @@
 """What `factory: auto` chooses, from the number of vectors, their dimension and the memory budget alone.
 
-The rule follows measurements on 200,000 and 1 million vectors (benchmarks/records/index_recall.json) and, for
-billions, the index of InstructRetro (Wang et al. 2023, tables 6 to 8). The machine at hand never takes part: the same
-configuration is the same index everywhere.
+Measured on about 200,000 vectors of a transformer embedder (benchmarks/records/index_recall.json); for billions the
+rule ends in the class of index of InstructRetro (Wang et al. 2023, tables 6 to 8). The machine at hand never takes
+part: the same configuration is the same index everywhere.
 """
 
 from __future__ import annotations
