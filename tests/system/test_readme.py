@@ -23,6 +23,9 @@ WORK = (
     "data_prep.show.show",
     "data_prep.tune_index.finished_index",
     "retro.artifacts.archive_import.import_release",
+    "retro.artifacts.archive.export_release",
+    "data_prep.update.swap.swap_database",
+    "data_prep.update.inherit.open_release",  # add: what the base leaves to be said is read with the configuration
     "retro.train.run.train",
     "retro.eval.runner.evaluate",
     "retro.inference.retro_lm.open_language_model",
