@@ -21,6 +21,7 @@ from retro.artifacts.manifest import input_path, open_manifest
 from retro.config.errors import ArtifactCorruptError
 from retro.config.loader import from_dict
 from retro.config.prep_index import Bm25Config
+from retro.retrieval.candidate_scores import candidate_scores, lookup_is_less
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer, special_ids, strip_specials
 from retro.retrieval.terms import TermCounts, token_terms, word_terms
 from retro.retrieval.top_k import top_k
@@ -113,6 +114,13 @@ class _Segment:
     chunks: np.ndarray
     weights: np.ndarray
 
+    def lists(self, queries: TermCounts) -> tuple[TermCounts, np.ndarray, np.ndarray]:
+        """(the terms that the segment has, starts [nnz] and stops [nnz] of their postings)."""
+        place = np.minimum(np.searchsorted(self.terms, queries.hashes), len(self.terms) - 1)
+        hit = self.terms[place] == queries.hashes
+        known, place = queries.where(hit), place[hit]
+        return known, self.offsets[place], self.offsets[place + 1]
+
     def scores(self, queries: TermCounts) -> Iterator[np.ndarray]:
         """Scores of all chunks of the segment for each query: float32 [size].
 
@@ -122,10 +130,7 @@ class _Segment:
         """
         from scipy.sparse import csc_array
 
-        place = np.minimum(np.searchsorted(self.terms, queries.hashes), len(self.terms) - 1)
-        hit = self.terms[place] == queries.hashes
-        known, place = queries.where(hit), place[hit]
-        starts, stops = self.offsets[place], self.offsets[place + 1]
+        known, starts, stops = self.lists(queries)
         ends = np.concatenate([[0], np.cumsum(stops - starts)])
         sizes = ends[known.offsets]
         # One buffer for all queries: fresh memory of megabytes per query costs more to map than to fill.
@@ -143,6 +148,23 @@ class _Segment:
             columns = (ends[first : last + 1] - ends[first]).astype(np.int32)
             matrix = csc_array((weights[:size], chunks[:size], columns), shape=(self.size, last - first), copy=False)
             yield matrix @ known.counts[first:last]
+
+    def score(self, queries: TermCounts, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Scores float32 [p] of the chunks of the segment in ids int64 [n, c] where `wanted`, row by row."""
+        known, starts, stops = self.lists(queries)
+        number = wanted.sum(axis=1)
+        few = lookup_is_less(known, (stops - starts).astype(np.int64), number, self.size)
+        out = np.zeros(ids.shape, dtype=np.float32)
+        if few.any():
+            terms = np.flatnonzero(few[known.rows])
+            looked_up, lists = known.take(np.flatnonzero(few)), (starts[terms], stops[terms])
+            offsets = np.concatenate([[0], np.cumsum(number[few])])
+            where = wanted & few[:, None]
+            out[where] = candidate_scores(looked_up, lists, self.chunks, self.weights, offsets, ids[where])
+        rest = np.flatnonzero(~few)
+        for row, scores in zip(rest, self.scores(queries.take(rest)), strict=True):
+            out[row, wanted[row]] = scores[ids[row, wanted[row]]]
+        return out[wanted]
 
 
 class BM25Searcher:
@@ -219,11 +241,12 @@ class BM25Searcher:
         """BM25 scores float32 [n, c] of given chunks int64 [n, c]; 0 where no term is shared or the id is -1."""
         out = np.zeros(ids.shape, dtype=np.float32)
         for segment in self._segments:
-            if len(segment.terms) == 0:
-                continue
             inside = (ids >= segment.start) & (ids < segment.start + segment.size)
-            for row, scores in enumerate(segment.scores(encoded)):
-                out[row, inside[row]] = scores[ids[row, inside[row]] - segment.start]
+            rows = np.flatnonzero(inside.any(axis=1))
+            if len(rows) and len(segment.terms):
+                part = out[rows]
+                part[inside[rows]] = segment.score(encoded.take(rows), ids[rows] - segment.start, inside[rows])
+                out[rows] = part
         return out
 
 
