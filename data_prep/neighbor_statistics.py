@@ -112,12 +112,15 @@ class HubCounter:
         self._ids, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def add(self, ids: np.ndarray, counts: np.ndarray) -> None:
-        """Add int64 [n] numbers without repeats, and how often each came."""
+        """Add int64 [n] numbers, ascending without repeats, and how often each came."""
+        if not len(ids):
+            return
         both = np.concatenate([self._ids, ids])
-        self._ids, place = np.unique(both, return_inverse=True)
-        merged = np.zeros(len(self._ids), dtype=np.int64)
-        np.add.at(merged, place, np.concatenate([self._counts, counts]))
-        self._counts = merged
+        order = np.argsort(both, kind="stable")  # merges the two ascending parts: they are not sorted again
+        both = both[order]
+        first = np.flatnonzero(np.diff(both, prepend=-1))
+        merged = np.add.reduceat(np.concatenate([self._counts, counts])[order], first)
+        self._ids, self._counts = both[first], merged
         if len(merged) > self.limit:
             # Misra and Gries, for many at a time (Agarwal et al. 2012): take the largest count that is to go off all.
             cut = int(np.partition(merged, len(merged) - self.limit - 1)[len(merged) - self.limit - 1])

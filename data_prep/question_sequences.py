@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from retro.data.tokenizer import Tokenizer, open_tokenizer
 from retro.retrieval.chunk_text import open_chunk_tokenizer
 from retro.retrieval.retriever import Retriever
 from retro.retrieval.searcher import open_searcher
-
-if TYPE_CHECKING:
-    pass
 
 
 class QuestionSequencesStage(Stage):

@@ -168,16 +168,17 @@ class RetroDataset:
 
     def shortage(self, sequences: int = 1024) -> Shortage:
         """How many neighbors chunks lack of `num_neighbors`, over a seeded sample of so many sequences."""
-        generator = np.random.Generator(np.random.Philox(self.seed))
-        sample = np.sort(generator.permutation(len(self))[:sequences])
-        chunks = sample[:, None] * self.sequence_chunks + np.arange(self.sequence_chunks)
-        chunks[chunks >= self.queries.num_chunks] = -1
         if self.neighbors is None or self.retrieval == "off":
             return Shortage(0, 0, 0, 0)
-        real = chunks >= 0
-        ids = self.neighbor_ids(chunks, self.num_neighbors)[real]
-        stored = self.neighbors.rows(chunks[real], self.num_neighbors)
-        missing, unstored = int((ids < 0).sum()), int((stored < 0).sum())
+        generator = np.random.Generator(np.random.Philox(self.seed))
+        # Drawn without a permutation of all sequences: there may be a billion.
+        sample = np.sort(generator.choice(len(self), size=min(sequences, len(self)), replace=False, shuffle=False))
+        chunks = sample[:, None] * self.sequence_chunks + np.arange(self.sequence_chunks)
+        chunks[chunks >= self.queries.num_chunks] = -1
+        real = chunks[chunks >= 0]
+        ids = self.neighbor_ids(chunks, self.num_neighbors)[chunks >= 0]
+        rows = real if self.retrieval == "on" else self._exchange[real]
+        missing, unstored = int((ids < 0).sum()), int((self.neighbors.rows(rows, self.num_neighbors) < 0).sum())
         return Shortage(len(ids), ids.size, missing - unstored, unstored)
 
     @cached_property

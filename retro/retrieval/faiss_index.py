@@ -26,7 +26,7 @@ from retro.retrieval.vectors import VectorStore
 # Queries of one call of faiss where it would use matrix products, else of one piece of work of a thread.
 _BATCH, _TASK = 16, 256
 _LEAST_EF = 16
-# The most candidates that faiss finds on a GPU.
+# The most candidates that faiss finds, and lists that it looks at, on a GPU; for more the index on the CPU is searched.
 _GPU_LIMIT = 2048
 
 
@@ -160,7 +160,7 @@ class FaissIndex:
         part = self.parts[number]
         if len(part) == 0:
             return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        if self._gpu and k <= _GPU_LIMIT:
+        if self._gpu and max(k, self.settings.probes or 1) <= _GPU_LIMIT:
             distances, places = self._gpu[number].search(queries, k)
         else:
             index, queries = _rotated(part.index, queries)

@@ -134,9 +134,10 @@ def write_tokens(
     vocab_size: int = 300,
     names: str = "doc-{}",
     groups: list[str] | None = None,
+    document_ids: list[str] | None = None,
 ) -> Path:
-    """A tokens artifact of documents (token ids without begin and end), which are named by their number; groups: of
-    each document, by default one for all."""
+    """A tokens artifact of documents (token ids without begin and end); document_ids: by default their numbers in
+    `names`; groups: of each document, by default one for all."""
     folder.mkdir(parents=True)
     dtype = np.dtype("<u2") if vocab_size < 1 << 16 else np.dtype("<u4")
     number = 0
@@ -145,7 +146,10 @@ def write_tokens(
         (folder / f"tokens-{s:05d}.bin").write_bytes(np.array([t for r in rows for t in r], dtype).tobytes())
         offsets = [sum(len(r) for r in rows[:i]) for i in range(len(rows) + 1)]
         np.save(folder / f"offsets-{s:05d}.npy", np.array(offsets, np.int64))
-        ids = [names.format(number + i) for i in range(len(rows))]
+        if document_ids is None:
+            ids = [names.format(number + i) for i in range(len(rows))]
+        else:
+            ids = document_ids[number : number + len(rows)]
         np.save(folder / f"keys-{s:05d}.npy", np.array([document_key(i) for i in ids], np.uint64))
         of = ["g"] * len(ids) if groups is None else groups[number : number + len(ids)]
         records = [{"id": i, "title": i.upper(), "source": "made:1", "group": g} for i, g in zip(ids, of, strict=True)]

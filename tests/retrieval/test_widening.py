@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retro.config.prep_index import Bm25Config, VectorIndexConfig
+from retro.retrieval import faiss_index
 from retro.retrieval.exact import ExactIndex
 from retro.retrieval.filters import OwnKeys
 from retro.retrieval.retriever import Retriever
@@ -98,6 +99,34 @@ def test_all_lists_give_the_exact_neighbors_and_the_settings_return(
     assert everything and np.array_equal(ids, exact[1]) and np.array_equal(distances, exact[0])
     after = index.search(queries, 100)
     assert np.array_equal(after[0], before[0]) and np.array_equal(after[1], before[1])
+
+
+def test_more_lists_than_a_gpu_looks_at_are_searched_on_the_cpu(
+    own_clusters: tuple[VectorStore, MemoryChunks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    store, _ = own_clusters
+    index = build(store, VectorIndexConfig(factory="IVF8,Flat", probes=2), tmp_path)
+    searched: list[tuple[int, int | None]] = []
+
+    class Gpu:
+        def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            searched.append((k, index.settings.probes))
+            return index.parts[0].index.search(queries, k)  # type: ignore[no-any-return]
+
+    queries = store.gather(np.arange(0, 480, 37))
+    usual = index.search(queries, 3)
+    set_parameters = faiss_index.set_parameters
+    monkeypatch.setattr(
+        faiss_index, "set_parameters", lambda part, *rest, gpu=False: None if gpu else set_parameters(part, *rest)
+    )
+    monkeypatch.setattr(faiss_index, "_GPU_LIMIT", 4)
+    index._gpu = [Gpu()]
+    assert np.array_equal(index.search(queries, 3)[1], usual[1]) and searched
+    _, ids, everything = index.search_wider(queries, 4, 4)
+    assert everything and np.array_equal(ids, ExactIndex(store, "l2").search(queries, 4)[1])
+    index.search(queries, 5)
+    assert set(searched) == {(3, 2)}
 
 
 def test_a_search_that_is_complete_is_not_repeated(tmp_path: Path) -> None:
