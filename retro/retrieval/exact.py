@@ -31,6 +31,14 @@ class ExactIndex:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(distances float32 [n, k] ascending, ids int64 [n, k]) of queries float32 [n, d]; ties ascend by id."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        distances = np.full((len(queries), k), np.inf, dtype=np.float32)
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
+        real = np.flatnonzero((queries != 0).any(axis=1))
+        if len(real):  # for zero queries alone no vector is read
+            distances[real], ids[real] = self._search(queries[real], k)
+        return distances, ids
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         found: list[list[np.ndarray]] = [[] for _ in queries]
         scores: list[list[np.ndarray]] = [[] for _ in queries]
         slack = np.zeros(len(queries))
@@ -47,12 +55,11 @@ class ExactIndex:
                 near[:, squares == 0] = -np.inf
                 for i in range(len(part)):
                     row = start + i
-                    if query_norms[row] > 0:
-                        chosen = candidates_within(near[i], k, float(slack[row]))
-                        found[row].append(chosen + first)
-                        scores[row].append(near[i, chosen])
-                        if len(found[row]) == _HELD:
-                            _prune(found[row], scores[row], k, float(slack[row]))
+                    chosen = candidates_within(near[i], k, float(slack[row]))
+                    found[row].append(chosen + first)
+                    scores[row].append(near[i, chosen])
+                    if len(found[row]) == _HELD:
+                        _prune(found[row], scores[row], k, float(slack[row]))
         for row in range(len(queries)):
             _prune(found[row], scores[row], k, float(slack[row]))
         candidates = [ids[0] if ids else np.zeros(0, np.int64) for ids in found]

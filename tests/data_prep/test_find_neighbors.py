@@ -24,6 +24,7 @@ from retro.config.prep_neighbors import NeighborsConfig
 from retro.data.chunk_store import open_chunk_store
 from retro.data.neighbor_table import NeighborTable
 from retro.retrieval.chunk_text import chunk_token_rows, decode_rows, open_chunk_tokenizer
+from retro.retrieval.lexical import LexicalEmbedder
 from retro.retrieval.retriever import Retriever
 from retro.retrieval.searcher import open_searcher, searched_chunks
 from retro.retrieval.vector_searcher import VectorSearcher
@@ -167,6 +168,26 @@ def test_only_queries_that_the_database_does_not_have_are_embedded(
     everything = np.arange(test.num_chunks)
     QueryEncoder(searcher, test, database).encode(everything, chunk_token_rows(test, everything))
     assert embedded == [test.num_chunks]
+
+
+def test_the_stage_embeds_each_query_once_and_none_of_the_database(
+    chunks: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = _index("vectors", chunks["train"], root)
+    texts: list[int] = []
+    plain = LexicalEmbedder.embed
+
+    def counting(self: LexicalEmbedder, part: list[str]) -> np.ndarray:
+        texts.append(len(part))
+        return plain(self, part)
+
+    monkeypatch.setattr(LexicalEmbedder, "embed", counting)
+    # Few candidates and a long exclusion: rows are searched again, and are not embedded again.
+    config = NeighborsConfig(keep=9, candidates=9, shard_chunks=50, max_overlap_tokens=5)
+    _run(FindNeighborsStage(config, chunks["train"], chunks["train"], index), root)
+    assert texts == []
+    _run(FindNeighborsStage(config, chunks["test"], chunks["train"], index), root)
+    assert sum(texts) == open_chunk_store(chunks["test"]).num_chunks
 
 
 def test_a_document_of_the_same_id_and_another_text_is_embedded(tmp_path: Path) -> None:

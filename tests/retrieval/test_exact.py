@@ -41,6 +41,14 @@ def test_matches_brute_force_with_ties_and_zero_vectors(
     assert (np.diff(np.delete(distances, 5, axis=0), axis=1) >= 0).all()
 
 
+def test_no_vector_is_read_for_zero_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks without a word have none; searching wider for them must not cost a pass over the database."""
+    store = VectorStore([np.ones((5, 3), np.float32)])
+    monkeypatch.setattr(VectorStore, "blocks", lambda self, rows: pytest.fail("the database is read"))
+    distances, ids = ExactIndex(store, "l2").search(np.zeros((2, 3), np.float32), 4)
+    assert (ids == -1).all() and np.isinf(distances).all() and ids.shape == (2, 4)
+
+
 def test_the_same_bits_for_any_batching() -> None:
     generator = np.random.default_rng(2)
     vectors = generator.normal(size=(3000, 48)).astype(np.float32)

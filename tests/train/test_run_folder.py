@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from retro.artifacts.release import open_release
@@ -13,6 +14,8 @@ from retro.cli.train import main
 from retro.config.errors import ArtifactMissingError, ConfigError
 from retro.config.loader import load_config
 from retro.config.train import TrainConfig
+from retro.data.chunk_store import open_chunk_store
+from retro.data.neighbor_table import open_neighbor_table
 from retro.model.weights import load_model
 from retro.train.run import train
 from tests.train import releases
@@ -34,6 +37,26 @@ def test_run_folder_has_the_promised_files(release: Path, tmp_path: Path):
     stored = json.loads((run / "checkpoints" / "step_000008" / "config.json").read_text())
     assert stored["tokenizer"]["fingerprint"]
     assert (stored["sequence_length"], stored["num_neighbors"], stored["step"]) == (32, 2, 8)
+
+
+def test_the_log_says_once_how_many_neighbors_the_sequences_lack(release: Path, tmp_path: Path):
+    config = releases.config(release, tmp_path, num_neighbors=6, validate_every=0)
+    log = (train(config).folder / "log.txt").read_text()
+    lacking = [line for line in log.splitlines() if "neighbors missing on" in line]
+    assert len(lacking) == 1 and lacking[0].endswith("; raise neighbors.keep of the preparation")
+    opened = open_release(release)
+    queries = open_chunk_store(opened.split("train").chunks)
+    table = open_neighbor_table(opened.split("train").neighbors, queries, queries)
+    documents, stored = queries.documents(np.arange(queries.num_chunks)), table.rows(np.arange(queries.num_chunks))
+    excluded = 0
+    for start in range(0, queries.num_chunks, releases.SEQUENCE_CHUNKS):
+        ids = stored[start : start + releases.SEQUENCE_CHUNKS]
+        touched = documents[start : start + releases.SEQUENCE_CHUNKS]
+        excluded += int(np.isin(documents[ids[ids >= 0]], touched).sum())
+    expected = f"{(stored < 0).mean():.2%} were not found, {excluded / stored.size:.2%} are of other documents"
+    assert excluded > 0 and expected in lacking[0]
+    gpt = (train(releases.config(release, tmp_path, retro=False, name="gpt")).folder / "log.txt").read_text()
+    assert "neighbors missing" not in gpt
 
 
 def test_the_copied_release_opens_from_the_run_folder(release: Path, tmp_path: Path):
