@@ -9,62 +9,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retro.config.errors import ConfigError
+from retro.config.model_parts import EncoderConfig, GateConfig, RotaryScaling, checked_layers
+from retro.config.model_parts import require as _require
+from retro.config.model_parts import require_positive as _require_positive
+from retro.config.model_parts import require_rate as _require_rate
 
-
-def _require(condition: bool, name: str, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name}: {message}")
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None:
-            _require(value >= 1, name, f"expected a whole number >= 1, found {value}")
-
-
-def _require_rate(value: float, name: str) -> None:
-    _require(0.0 <= value < 1.0, name, f"expected a probability in [0, 1), found {value}")
-
-
-def _checked_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Layer numbers as a tuple; they must be ascending, distinct and within 1..num_layers."""
-    layers, name = tuple(layers), "cross_attention_layers"
-    for layer in layers:
-        _require(
-            1 <= layer <= num_layers,
-            name,
-            f"layer {layer} does not exist, expected 1-based numbers within 1..{num_layers}",
-        )
-    _require(list(layers) == sorted(set(layers)), name, f"expected ascending distinct numbers, found {list(layers)}")
-    return layers
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The encoder of retrieved neighbors (docs/concepts.md): bidirectional, conditioned on the retrieving chunk.
-
-    Fields left at None follow the decoder. Attention in the encoder always has as many key-value heads as query heads.
-    """
-
-    num_layers: int = 2
-    #: Width of the encoder; None = the decoder's.
-    width: int | None = None
-    #: Attention heads; None = as many heads of the decoder's head width as fill `width`.
-    num_heads: int | None = None
-    #: Hidden width of the feed-forward block; None = the decoder's at equal width, otherwise the decoder's rule.
-    ffn_width: int | None = None
-    #: 1-based encoder layers whose tokens attend to the activations of the retrieving chunk.
-    cross_attention_layers: tuple[int, ...] = (1,)
-    #: Dropout in the encoder (after the embedding and every block, and on attention weights).
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "num_layers", "width", "num_heads", "ffn_width")
-        _require_rate(self.dropout, "dropout")
-        layers = _checked_layers(self.cross_attention_layers, self.num_layers)
-        object.__setattr__(self, "cross_attention_layers", layers)
+__all__ = ["EncoderConfig", "GateConfig", "ModelConfig", "RotaryScaling"]
 
 
 @dataclass(frozen=True)
@@ -80,14 +30,26 @@ class ModelConfig:
     head_width: int | None = None
     #: Key-value heads of decoder self-attention and chunked cross-attention; None = num_heads (no grouping).
     num_kv_heads: int | None = None
-    #: Hidden width of the feed-forward block; None = 4 * width (gelu), 8/3 * width rounded up to 64 (swiglu).
+    #: Hidden width of the feed-forward block; None = 4 * width, for swiglu 8/3 * width rounded up to 64.
     ffn_width: int | None = None
-    ffn: Literal["gelu", "swiglu"] = "swiglu"
+    #: "gelu" is exact, "gelu_tanh" its approximation (GPT-2).
+    ffn: Literal["gelu", "gelu_tanh", "swiglu"] = "swiglu"
+    #: "serial": FFW reads what attention has added; "parallel": both read the layer's input (GPT-NeoX, GPT-J).
+    block: Literal["serial", "parallel"] = "serial"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-5
     #: Biases in the linear layers and in layernorm (rmsnorm and the vocabulary projection never have one).
     bias: bool = False
+    #: Biases of the attention's projections and of the feed-forward block; None = `bias`.
+    attention_bias: bool | None = None
+    ffn_bias: bool | None = None
+    #: Positions of decoder self-attention. "learned": a table of `max_positions` vectors, counted from the begin of the
+    #: document (GPT-2); the encoder and chunked cross-attention are rotary all the same.
+    positions: Literal["rotary", "learned"] = "rotary"
+    #: Rows of the table of learned positions: the longest sequence.
+    max_positions: int | None = None
     rotary_base: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
     #: Share of each head's width that is rotated, from the first dimension on (rounded down to an even number).
     rotary_fraction: float = 1.0
     #: RMS-normalise queries and keys per head, with a learned scale, before they are rotated.
@@ -102,6 +64,7 @@ class ModelConfig:
     #: 1-based decoder layers with chunked cross-attention; empty = plain GPT.
     cross_attention_layers: tuple[int, ...] = ()
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     init_std: float = 0.02
     #: RMS-normalise token embeddings (decoder and encoder) before the first layer, without a learned scale.
     embedding_norm: bool = False
@@ -112,9 +75,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "width", "num_layers", "num_heads", "head_width", "num_kv_heads")
-        _require_positive(self, "ffn_width", "chunk_length")
+        _require_positive(self, "ffn_width", "chunk_length", "max_positions")
         choices = (
-            ("ffn", ("gelu", "swiglu")),
+            ("ffn", ("gelu", "gelu_tanh", "swiglu")),
+            ("block", ("serial", "parallel")),
+            ("positions", ("rotary", "learned")),
             ("norm", ("rmsnorm", "layernorm")),
             ("attention_init", ("normal", "mimetic")),
         )
@@ -125,7 +90,7 @@ class ModelConfig:
         _require(self.norm_eps > 0, "norm_eps", f"expected a number > 0, found {self.norm_eps}")
         _require(self.init_std > 0, "init_std", f"expected a number > 0, found {self.init_std}")
         _require(self.rotary_base > 1, "rotary_base", f"expected a number > 1, found {self.rotary_base}")
-        layers = _checked_layers(self.cross_attention_layers, self.num_layers)
+        layers = checked_layers(self.cross_attention_layers, self.num_layers)
         object.__setattr__(self, "cross_attention_layers", layers)
         _require(
             self.attention_init == "normal" or self.embedding_norm,
@@ -153,8 +118,26 @@ class ModelConfig:
             "rotary_fraction",
             f"{self.rotary_fraction} of head width {self.head_size} rotates nothing; expected at least 2 dimensions",
         )
+        self._check_positions()
         if self.is_retro:
             self._check_encoder()
+        self._check_gate()
+
+    def _check_positions(self) -> None:
+        learned = self.positions == "learned"
+        _require(
+            learned == (self.max_positions is not None),
+            "max_positions",
+            "positions: learned needs the size of its table" if learned else "is read with positions: learned only",
+        )
+
+    def _check_gate(self) -> None:
+        if self.is_retro:
+            value, layers = self.gate.value, len(self.cross_attention_layers)
+            fits = not isinstance(value, tuple) or len(value) == layers
+            _require(fits, "gate.value", f"expected one number, or {layers}, one per RETRO layer, found {value}")
+        else:
+            _require(self.gate == GateConfig(), "gate", "a plain GPT (cross_attention_layers: []) has none; remove it")
 
     def _check_encoder(self) -> None:
         width, encoder = self.encoder_width, self.encoder
@@ -183,6 +166,16 @@ class ModelConfig:
         return bool(self.cross_attention_layers)
 
     @property
+    def attention_has_bias(self) -> bool:
+        """Whether the projections of attention, cross-attention included, have biases."""
+        return self.bias if self.attention_bias is None else self.attention_bias
+
+    @property
+    def ffn_has_bias(self) -> bool:
+        """Whether the feed-forward blocks have biases."""
+        return self.bias if self.ffn_bias is None else self.ffn_bias
+
+    @property
     def head_size(self) -> int:
         """Width of one decoder head, E."""
         return self.head_width if self.head_width is not None else self.width // self.num_heads
@@ -203,7 +196,7 @@ class ModelConfig:
 
     def default_ffn_width(self, width: int) -> int:
         """The rule of `ffn_width: None`, for a given model width."""
-        return 4 * width if self.ffn == "gelu" else 64 * math.ceil(8 * width / 3 / 64)
+        return 64 * math.ceil(8 * width / 3 / 64) if self.ffn == "swiglu" else 4 * width
 
     @property
     def ffn_size(self) -> int:

@@ -1,5 +1,6 @@
 """The language model: a decoder that also runs as a plain GPT, and the encoder of retrieved neighbors."""
 
-from retro.model.retro import ModelOutput, RetroModel, count_parameters
+from retro.model.loss import ModelOutput
+from retro.model.retro import RetroModel, count_parameters
 
 __all__ = ["ModelOutput", "RetroModel", "count_parameters"]

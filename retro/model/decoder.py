@@ -6,14 +6,13 @@ Source: Borgeaud et al. 2022, algorithm 1 and equation 2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from retro.config.model import ModelConfig
 from retro.model.retrieval_plan import RetrievalPlan
 from retro.nn.attention import AttentionShape, SelfAttention
-from retro.nn.chunked_cross_attention import ChunkedCrossAttention, add_query_blocks, cut_query_blocks
+from retro.nn.chunked_cross_attention import ChunkedCrossAttention
 from retro.nn.feed_forward import FeedForward
 from retro.nn.norm import build_norm
 from retro.nn.rotary import RotaryTable
@@ -25,7 +24,7 @@ def decoder_attention_shape(config: ModelConfig) -> AttentionShape:
         num_heads=config.num_heads,
         num_kv_heads=config.kv_heads,
         head_width=config.head_size,
-        bias=config.bias,
+        bias=config.attention_has_bias,
         qk_norm=config.qk_norm,
         smear_keys=config.smear_keys,
         norm_eps=config.norm_eps,
@@ -33,69 +32,57 @@ def decoder_attention_shape(config: ModelConfig) -> AttentionShape:
     )
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """What RETRO layers need besides the residual stream."""
-
-    plan: RetrievalPlan
-    #: Residual stream [B, N, D] -> encoded neighbors [A, R, D'].
-    encode: Callable[[Tensor], Tensor]
-    #: Factor of the cross-attention output (InstructRetro's gate).
-    gate: float
-
-
 class DecoderLayer(nn.Module):
-    """One layer; `cross_attention` is None in a plain layer."""
+    """One layer, in three steps that training and cached generation share: `attend`, `retrieve` (in a RETRO layer; the
+    first of them has the neighbors encoded after its `attend`), `finish`.
 
-    def __init__(self, config: ModelConfig, retro: bool):
+    number: 1-based. `cross_attention` is None in a plain layer.
+    """
+
+    def __init__(self, config: ModelConfig, number: int):
         super().__init__()
         width = config.width
         shape = decoder_attention_shape(config)
-        self.chunk_length = config.chunk_length
+        self.is_parallel = config.block == "parallel"
         self.attention_norm = build_norm(config.norm, width, config.norm_eps, config.bias)
         self.attention = SelfAttention(width, shape, causal=True)
-        self.cross_attention = (
-            ChunkedCrossAttention(
+        self.cross_attention: ChunkedCrossAttention | None = None
+        if number in config.cross_attention_layers:
+            self.cross_attention = ChunkedCrossAttention(
                 width,
                 config.encoder_width,
                 shape,
                 config.chunk_length,
                 build_norm(config.norm, width, config.norm_eps, config.bias),
+                gate_value=config.gate.of_layer(config.cross_attention_layers.index(number)),
+                learned_gate=config.gate.kind == "learned",
             )
-            if retro
-            else None
-        )
         self.feed_forward_norm = build_norm(config.norm, width, config.norm_eps, config.bias)
-        self.feed_forward = FeedForward(width, config.ffn_size, config.ffn, config.bias)
+        self.feed_forward = FeedForward(width, config.ffn_size, config.ffn, config.ffn_has_bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, rotary: RotaryTable, retrieval: Retrieval | None, encoded: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """x [B, N, D] -> (x [B, N, D], encoded neighbors or None).
+    def attend(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        """x [B, N, D] plus self-attention; `mix` makes it of the normed x, [B, N, D] -> [B, N, D]."""
+        return x + self.dropout(mix(self.attention_norm(x)))
 
-        The first RETRO layer encodes the neighbors (`encoded` None), after its self-attention; later ones are given
-        them.
-        """
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary.rows(0, x.shape[1])))
-        if self.cross_attention is not None and retrieval is not None:
-            if encoded is None:
-                encoded = retrieval.encode(x)
-            x = self._add_cross_attention(x, encoded, rotary, retrieval)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), encoded
+    def retrieve(
+        self, attended: Tensor, encoded: Tensor, plan: RetrievalPlan, rotary: RotaryTable, gate: float
+    ) -> Tensor:
+        """`attended` [B, N, D] plus gated cross-attention to the encoded neighbors [A, R, D'] where the plan says.
 
-    def _add_cross_attention(self, x: Tensor, encoded: Tensor, rotary: RotaryTable, retrieval: Retrieval) -> Tensor:
+        gate: a factor besides the layer's own."""
         assert self.cross_attention is not None
-        plan = retrieval.plan
-        blocks = cut_query_blocks(x, plan.num_chunks, self.chunk_length, plan.first_chunk_length)
-        num_blocks = blocks.shape[0]
-        if plan.chunk_rows is not None:
-            blocks = blocks.index_select(0, plan.chunk_rows)
-        added = self.dropout(
-            self.cross_attention(blocks, encoded, plan.num_neighbors, rotary, plan.neighbor_slots, plan.key_mask)
+        added = self.cross_attention(
+            plan.cut_query_blocks(attended), encoded, plan.num_neighbors, rotary, plan.neighbor_source, plan.key_mask
         )
-        if retrieval.gate != 1.0:
-            added = added * retrieval.gate
-        if plan.chunk_rows is not None:
-            added = added.new_zeros((num_blocks, *added.shape[1:])).index_copy(0, plan.chunk_rows, added)
-        return add_query_blocks(x, added, plan.first_chunk_length)
+        return plan.add_query_blocks(attended, self.scale(self.dropout(added), gate))
+
+    @staticmethod
+    def scale(added: Tensor, gate: float) -> Tensor:
+        """`added` times the factor of the whole model."""
+        return added if gate == 1.0 else added * gate
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """`attended` [B, N, D] plus the feed-forward block of it, or in a parallel layer of the layer's input x."""
+        source = x if self.is_parallel else attended
+        return attended + self.dropout(self.feed_forward(self.feed_forward_norm(source)))

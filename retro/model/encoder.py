@@ -21,7 +21,7 @@ def encoder_attention_shape(config: ModelConfig) -> AttentionShape:
         num_heads=config.encoder_heads,
         num_kv_heads=config.encoder_heads,
         head_width=config.encoder_head_size,
-        bias=config.bias,
+        bias=config.attention_has_bias,
         qk_norm=config.qk_norm,
         smear_keys=False,
         norm_eps=config.norm_eps,
@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
         self.attention = SelfAttention(width, encoder_attention_shape(config), causal=False)
         self.conditioning = ChunkConditioning(config) if conditioned else None
         self.feed_forward_norm = build_norm(config.norm, width, config.norm_eps, config.bias)
-        self.feed_forward = FeedForward(width, config.encoder_ffn_size, config.ffn, config.bias)
+        self.feed_forward = FeedForward(width, config.encoder_ffn_size, config.ffn, config.ffn_has_bias)
         self.dropout = nn.Dropout(config.encoder.dropout)
 
     def forward(

@@ -18,7 +18,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Set every parameter of `model` in place.
 
     Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are
-    scaled by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear weights 0.
+    scaled by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear
+    weights 0, gates as configured.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -28,6 +29,9 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
 
 def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
+    if name.endswith(".cross_attention.gate"):
+        parameter.fill_(config.gate.of_layer(config.cross_attention_layers.index(int(name.split(".")[1]) + 1)))
+        return
     if parameter.ndim < 2:
         parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         return

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retro.config.errors import ConfigError
 from retro.config.model import ModelConfig
-from retro.model.decoder import DecoderLayer, Retrieval
+from retro.model.decoder import DecoderLayer
 from retro.model.encoder import Encoder
 from retro.model.initialise import initialise
-from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval
-from retro.nn.chunked_cross_attention import count_chunks, cut_chunks
-from retro.nn.cross_entropy import linear_cross_entropy
+from retro.model.loss import ModelOutput, token_loss
+from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval, plan_static_retrieval
+from retro.nn.chunked_cross_attention import count_chunks
+from retro.nn.documents import Documents, documents_of
 from retro.nn.linear import Embedding, Linear
 from retro.nn.norm import build_norm
 from retro.nn.rotary import RotaryTable, rotary_table
 
 
-@dataclass(frozen=True)
-class ModelOutput:
-    """`logits` when no targets were given; the loss fields when they were."""
-
-    #: float [B, N, V].
-    logits: Tensor | None = None
-    #: Scalar: mean (or sum, by `reduction`) over the scored tokens, nats. 0 if none is scored.
-    loss: Tensor | None = None
-    #: float32 [B, N], nats, 0 where not scored; not differentiable.
-    token_losses_BN: Tensor | None = None
-    #: Scalar sum over the scored tokens, nats; differentiable.
-    loss_sum: Tensor | None = None
-    #: int64 scalar.
-    num_scored: Tensor | None = None
-
-
 class RetroModel(nn.Module):
     """The decoder with chunked cross-attention over encoded neighbors (Borgeaud et al. 2022; docs/concepts.md).
 
-    `gate` (default 1.0) multiplies the output of chunked cross-attention; 0.0 leaves out retrieval altogether, bit
-    for bit as if no neighbors were given (InstructRetro's gate).
+    `gate` (default 1.0) multiplies the output of chunked cross-attention in all layers, besides the gates of the
+    configuration; 0.0 leaves out retrieval altogether, bit for bit as if no neighbors were given.
+
+    `checkpointed`: parts whose activations are computed again in the backward pass instead of kept ("decoder",
+    "cross_attention", "encoder"). `static_shapes`: shapes inside the model depend on the shapes of its input alone, as
+    torch.compile wants it; nothing is left out because it is masked. Both change speed and memory, and last bits.
 
     Parameters are drawn from a seed that is itself drawn from torch's default generator, so `torch.manual_seed(s)`
     before construction fixes them; a GPT and a RETRO made after the same seed share every parameter that both have.
@@ -54,17 +44,23 @@ class RetroModel(nn.Module):
             raise ConfigError("model.vocab_size: not set; a model is built with the size of its tokenizer's vocabulary")
         self.config = config
         self.gate = 1.0
+        self.checkpointed: frozenset[str] = frozenset()
+        self.static_shapes = False
         self.embedding = Embedding(config.vocab_size, config.width)
+        self.positions = None if config.max_positions is None else Embedding(config.max_positions, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, retro=number in config.cross_attention_layers)
-            for number in range(1, config.num_layers + 1)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(1, config.num_layers + 1))
         self.norm = build_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
         self.encoder = Encoder(config) if config.is_retro else None
         if not self.embedding.weight.is_meta:
             initialise(self, config, seed=int(torch.randint(2**62, (), device="cpu")))
+
+    @property
+    def retrieval_is_off(self) -> bool:
+        """Whether neighbors change nothing: a plain GPT, or all gates are fixed to 0."""
+        layers = [layer.cross_attention for layer in self.layers if layer.cross_attention is not None]
+        return self.gate == 0.0 or all(layer.is_off for layer in layers)
 
     @property
     def output_weight(self) -> Tensor:
@@ -80,6 +76,8 @@ class RetroModel(nn.Module):
         targets_BN: Tensor | None = None,
         loss_mask_BN: Tensor | None = None,
         first_chunk_length: int | None = None,
+        document_starts_BN: Tensor | None = None,
+        chunk_ends_BL: Tensor | None = None,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> ModelOutput:
         """Logits, or with `targets_BN` the loss.
@@ -90,16 +88,28 @@ class RetroModel(nn.Module):
             irrelevant.
         targets_BN int64 [B, N], loss_mask_BN bool [B, N] (None = all scored): targets are read where scored only.
         first_chunk_length: 1..M, default ((N - 1) mod M) + 1: the last token always ends a chunk (docs/concepts.md).
+        document_starts_BN int64 [B, N]: position of the first token of each position's document; self-attention and
+            the service of neighbors end with the document, and learned positions count from its begin. None = one
+            document per sequence.
+        chunk_ends_BL int64 [B, L]: position of the last token of the chunk whose neighbors row l holds, ascending, -1 =
+            an unused row. A row serves the up to M positions from there on, until the next chunk's end or the end of
+            the document; its chunk is the up to M tokens of the document that end there. Instead of
+            first_chunk_length.
         Raises ValueError for shapes and lengths that do not fit, and when neighbors are given to a plain GPT.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction: expected 'mean' or 'sum', found {reduction!r}")
         hidden = self.hidden_states(
-            tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first_chunk_length=first_chunk_length
+            tokens_BN,
+            neighbors_BLKR,
+            neighbor_mask_BLKR,
+            first_chunk_length=first_chunk_length,
+            document_starts_BN=document_starts_BN,
+            chunk_ends_BL=chunk_ends_BL,
         )
         if targets_BN is None:
             return ModelOutput(logits=F.linear(hidden, self.output_weight))
-        return token_loss(hidden, self.output_weight, targets_BN, loss_mask_BN, reduction)
+        return token_loss(hidden, self.output_weight, targets_BN, loss_mask_BN, reduction, self.static_shapes)
 
     def hidden_states(
         self,
@@ -108,42 +118,122 @@ class RetroModel(nn.Module):
         neighbor_mask_BLKR: Tensor | None = None,
         *,
         first_chunk_length: int | None = None,
+        document_starts_BN: Tensor | None = None,
+        chunk_ends_BL: Tensor | None = None,
     ) -> Tensor:
         """The normed final states [B, N, D] that the vocabulary projection reads. Arguments as in `forward`."""
-        length = tokens_BN.shape[1]
-        first = self._first_chunk_length(length, first_chunk_length)
-        plan = self._plan(tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first)
-        embedded = self._embed(tokens_BN)
-        positions = length if plan is None else max(length, 2 * self.config.chunk_length - 1, plan.tokens.shape[1])
-        rotary = self._rotary(positions, self.config.rotary_width, embedded)
-        retrieval = None if plan is None else self._retrieval(plan, embedded, rotary)
-        x = self.dropout(embedded)
+        first = self._first_chunk_length(tokens_BN, first_chunk_length, document_starts_BN, chunk_ends_BL)
+        plan = self._plan(tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first, document_starts_BN, chunk_ends_BL)
+        documents = None if document_starts_BN is None else documents_of(document_starts_BN)
+        x = self.embed_sequence(tokens_BN, None if documents is None else documents.positions)
+        rotary = self.self_rotary(tokens_BN.shape[1], x)
+        cross_rotary = None if plan is None else self.cross_rotary(plan.longest, x)
+        x = self.dropout(x)
         encoded: Tensor | None = None
         for layer in self.layers:
-            x, encoded = layer(x, rotary, retrieval, encoded)
-        if plan is None and neighbors_BLKR is not None and self.gate != 0.0 and torch.is_grad_enabled():
-            x = x + self._zero_of_retrieval_parameters()
+            attended = self._attend(layer, x, rotary, documents)
+            if plan is not None and layer.cross_attention is not None:
+                assert cross_rotary is not None
+                if encoded is None:
+                    encoded = self._step("encoder", self.encode, plan, plan.cut_chunks(attended))
+                if not layer.cross_attention.is_off:
+                    attended = self._step(
+                        "cross_attention", layer.retrieve, attended, encoded, plan, cross_rotary, self.gate
+                    )
+            x = self._step("decoder", layer.finish, x, attended)
+        if neighbors_BLKR is not None and self.gate != 0.0 and torch.is_grad_enabled():
+            x = self._with_unused_parameters(x, used=encoded is not None)
         return self.norm(x)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Token ids int64 [...] -> [..., D]."""
+    def _attend(
+        self, layer: DecoderLayer, x: Tensor, rotary: RotaryTable | None, documents: Documents | None
+    ) -> Tensor:
+        def mix(normed: Tensor) -> Tensor:
+            return layer.attention(normed, rotary, documents=documents)
+
+        return self._step("decoder", layer.attend, x, mix)
+
+    def _step(self, part: str, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+        """The function's value; its activations are not kept if `part` is checkpointed."""
+        if part in self.checkpointed and torch.is_grad_enabled():
+            value = checkpoint(function, *arguments, use_reentrant=False)
+            assert isinstance(value, Tensor)
+            return value
+        return function(*arguments)
+
+    def embed_sequence(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embeddings [B, N, D] of the decoder's input. tokens int64 [B, N]; positions int64 [B, N], read where they are
+        learned, None = 0..N-1. Raises ValueError for a sequence longer than the table of positions."""
+        embedded = self.embed(tokens)
+        if self.positions is None:
+            return embedded
+        length, most = tokens.shape[1], self.positions.num_embeddings
+        if positions is not None:
+            return embedded + self.positions(positions)
+        if length > most:
+            raise ValueError(f"tokens_BN: expected at most max_positions {most} tokens per sequence, found {length}")
+        return embedded + self.positions.weight[:length]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids int64 [...] -> [..., D], without positions."""
         embedded = F.embedding(tokens, self.embedding.weight)
         if self.config.embedding_norm:
             embedded = F.rms_norm(embedded, (self.config.width,), eps=self.config.norm_eps)
         return embedded
 
-    def _first_chunk_length(self, length: int, given: int | None) -> int:
-        chunk = self.config.chunk_length
+    def encode(self, plan: RetrievalPlan, chunks: Tensor) -> Tensor:
+        """Encoded neighbors [A, R, D'] of a plan. chunks [rows, M, D]: residual stream of the retrieving chunks after
+        the self-attention of the first RETRO layer."""
+        assert self.encoder is not None
+        embedded = self.embed(plan.tokens)
+        positions = max(self.config.chunk_length, plan.longest)
+        rotary = self._rotary(positions, self.config.rotated_width(self.config.encoder_head_size), embedded)
+        return self.encoder(
+            embedded, plan.token_mask, chunks, rotary, plan.num_neighbors, plan.neighbor_slots, plan.chunk_mask
+        )
+
+    def self_rotary(self, length: int, like: Tensor) -> RotaryTable | None:
+        """Positions 0..length-1 of decoder self-attention; None where they are learned."""
+        if self.positions is not None:
+            return None
+        config = self.config
+        return rotary_table(
+            length, config.rotary_width, config.rotary_base, like.device, like.dtype, config.rotary_scaling
+        )
+
+    def cross_rotary(self, retrieved_length: int, like: Tensor) -> RotaryTable:
+        """Positions of chunked cross-attention, of neighbors of R tokens and of query blocks."""
+        return self._rotary(max(2 * self.config.chunk_length - 1, retrieved_length), self.config.rotary_width, like)
+
+    def _rotary(self, positions: int, width: int, like: Tensor) -> RotaryTable:
+        return rotary_table(positions, width, self.config.rotary_base, like.device, like.dtype)
+
+    def _first_chunk_length(
+        self, tokens_BN: Tensor, given: int | None, document_starts_BN: Tensor | None, chunk_ends_BL: Tensor | None
+    ) -> int:
+        length, chunk = tokens_BN.shape[1], self.config.chunk_length
         if length < 1:
             raise ValueError("tokens_BN: expected at least one token per sequence, found none")
+        if document_starts_BN is not None and document_starts_BN.shape != tokens_BN.shape:
+            raise ValueError(
+                f"document_starts_BN: expected shape {list(tokens_BN.shape)}, found {list(document_starts_BN.shape)}"
+            )
         if given is None:
             return (length - 1) % chunk + 1
+        if chunk_ends_BL is not None:
+            raise ValueError("first_chunk_length: give it or chunk_ends_BL, not both")
         if not 1 <= given <= chunk:
             raise ValueError(f"first_chunk_length: expected 1..{chunk} (the chunk length), found {given}")
         return given
 
     def _plan(
-        self, tokens_BN: Tensor, neighbors_BLKR: Tensor | None, neighbor_mask_BLKR: Tensor | None, first: int
+        self,
+        tokens_BN: Tensor,
+        neighbors_BLKR: Tensor | None,
+        neighbor_mask_BLKR: Tensor | None,
+        first: int,
+        document_starts_BN: Tensor | None,
+        chunk_ends_BL: Tensor | None,
     ) -> RetrievalPlan | None:
         if neighbors_BLKR is None:
             if neighbor_mask_BLKR is not None:
@@ -152,59 +242,65 @@ class RetroModel(nn.Module):
         if self.encoder is None:
             raise ValueError("neighbors_BLKR: this model is a plain GPT (cross_attention_layers is empty); pass None")
         length, chunk = tokens_BN.shape[1], self.config.chunk_length
-        most = count_chunks(length, chunk, first)
         shape = tuple(neighbors_BLKR.shape)
-        if len(shape) != 4 or shape[0] != tokens_BN.shape[0] or shape[1] > most:
-            raise ValueError(
-                f"neighbors_BLKR: expected [{tokens_BN.shape[0]}, at most {most}, K, R] for {length} tokens in "
-                f"chunks of {chunk} (first: {first}), found {list(shape)}"
-            )
+        if chunk_ends_BL is not None:
+            if len(shape) != 4 or tuple(chunk_ends_BL.shape) != shape[:2] or shape[0] != tokens_BN.shape[0]:
+                raise ValueError(
+                    f"chunk_ends_BL: expected the [B, L] of neighbors_BLKR, with B = {tokens_BN.shape[0]}, found "
+                    f"{list(chunk_ends_BL.shape)} for {list(shape)}"
+                )
+        else:
+            most = count_chunks(length, chunk, first)
+            if len(shape) != 4 or shape[0] != tokens_BN.shape[0] or shape[1] > most:
+                raise ValueError(
+                    f"neighbors_BLKR: expected [{tokens_BN.shape[0]}, at most {most}, K, R] for {length} tokens in "
+                    f"chunks of {chunk} (first: {first}), found {list(shape)}"
+                )
         if neighbor_mask_BLKR is not None and tuple(neighbor_mask_BLKR.shape) != shape:
             raise ValueError(
                 f"neighbor_mask_BLKR: expected the shape of neighbors_BLKR {list(shape)}, "
                 f"found {list(neighbor_mask_BLKR.shape)}"
             )
-        if self.gate == 0.0:
+        if self.retrieval_is_off:
             return None
+        if self.static_shapes:
+            return plan_static_retrieval(
+                neighbors_BLKR,
+                neighbor_mask_BLKR,
+                length=length,
+                chunk_length=chunk,
+                first_chunk_length=first,
+                chunk_ends_BL=chunk_ends_BL,
+                document_starts_BN=document_starts_BN,
+            )
         return plan_retrieval(
-            neighbors_BLKR, neighbor_mask_BLKR, length=length, chunk_length=chunk, first_chunk_length=first
+            neighbors_BLKR,
+            neighbor_mask_BLKR,
+            length=length,
+            chunk_length=chunk,
+            first_chunk_length=first,
+            chunk_ends_BL=chunk_ends_BL,
+            document_starts_BN=document_starts_BN,
+            merge_equal=not self.config.encoder.cross_attention_layers,
         )
 
-    def _retrieval(self, plan: RetrievalPlan, embedded: Tensor, rotary: RotaryTable) -> Retrieval:
-        config, encoder = self.config, self.encoder
-        assert encoder is not None
-        encoder_width = config.rotated_width(config.encoder_head_size)
-        if encoder_width != config.rotary_width:
-            positions = max(config.chunk_length, plan.tokens.shape[1])
-            rotary = self._rotary(positions, encoder_width, embedded)
-
-        def encode(x: Tensor) -> Tensor:
-            chunks = cut_chunks(x, plan.num_chunks, config.chunk_length, plan.first_chunk_length)
-            if plan.chunk_rows is not None:
-                chunks = chunks.index_select(0, plan.chunk_rows)
-            return encoder(
-                self._embed(plan.tokens),
-                plan.token_mask,
-                chunks,
-                rotary,
-                plan.num_neighbors,
-                plan.neighbor_slots,
-                plan.chunk_mask,
-            )
-
-        return Retrieval(plan, encode, self.gate)
-
-    def _rotary(self, positions: int, width: int, like: Tensor) -> RotaryTable:
-        return rotary_table(positions, width, self.config.rotary_base, like.device, like.dtype)
-
-    def _zero_of_retrieval_parameters(self) -> Tensor:
-        """An exact 0 that depends on all retrieval parameters.
+    def _with_unused_parameters(self, x: Tensor, used: bool) -> Tensor:
+        """x plus an exact 0 that depends on the retrieval parameters that this batch did not use.
 
         A batch without any neighbor gives them zero gradients, like every other batch, instead of none: distributed
         training waits for a gradient of each parameter, and an optimizer treats "none" differently from zero.
         """
-        parameters = [p for name, p in self.named_parameters() if is_retrieval_parameter(name)]
-        return torch.stack([p.sum() for p in parameters]).sum() * 0.0
+        off = {
+            f"layers.{i}.cross_attention."
+            for i, layer in enumerate(self.layers)
+            if layer.cross_attention is not None and layer.cross_attention.is_off
+        }
+        unused = [
+            p.sum()
+            for name, p in self.named_parameters()
+            if p.requires_grad and is_retrieval_parameter(name) and (not used or name.startswith(tuple(off)))
+        ]
+        return x + torch.stack(unused).sum() * 0.0 if unused else x
 
 
 def is_retrieval_parameter(name: str) -> bool:
@@ -215,36 +311,3 @@ def is_retrieval_parameter(name: str) -> bool:
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable scalars; tied weights count once. Works on the meta device too."""
     return sum(p.numel() for p in model.parameters())
-
-
-@torch.compiler.disable
-def token_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets_BN: Tensor,
-    loss_mask_BN: Tensor | None,
-    reduction: Literal["mean", "sum"],
-) -> ModelOutput:
-    """Cross-entropy of the scored positions; the others do not go through the vocabulary projection at all."""
-    if targets_BN.shape != hidden.shape[:2]:
-        raise ValueError(f"targets_BN: expected shape {list(hidden.shape[:2])}, found {list(targets_BN.shape)}")
-    states, targets = hidden.flatten(0, 1), targets_BN.flatten()
-    scored = None
-    if loss_mask_BN is not None:
-        if loss_mask_BN.shape != targets_BN.shape:
-            raise ValueError(f"loss_mask_BN: expected shape {list(targets_BN.shape)}, found {list(loss_mask_BN.shape)}")
-        scored = loss_mask_BN.flatten().nonzero().squeeze(1)
-        if scored.numel() == targets.numel():
-            scored = None
-        else:
-            states, targets = states.index_select(0, scored), targets.index_select(0, scored)
-    loss_sum, losses = linear_cross_entropy(states, weight, targets)
-    num_scored = targets.numel()
-    if scored is not None:
-        losses = losses.new_zeros(targets_BN.numel()).index_copy(0, scored, losses)
-    return ModelOutput(
-        loss=loss_sum / max(num_scored, 1) if reduction == "mean" else loss_sum,
-        token_losses_BN=losses.view(targets_BN.shape),
-        loss_sum=loss_sum,
-        num_scored=torch.tensor(num_scored, device=hidden.device),
-    )

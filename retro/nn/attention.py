@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro.nn.documents import Documents
 from retro.nn.linear import Linear
 from retro.nn.norm import RMSNorm
 from retro.nn.rotary import RotaryTable, rotate
@@ -61,6 +62,21 @@ def attend(
     return out.transpose(1, 2).flatten(2)
 
 
+def attend_documents(
+    queries: Tensor, keys: Tensor, values: Tensor, documents: Documents, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention within documents; shapes as in `attend`, T = T'.
+
+    Document by document where their lengths are at hand (no operation is spent on pairs of two documents), else with a
+    mask.
+    """
+    if documents.lengths is None:
+        return attend(queries, keys, values, mask=documents.mask, dropout=dropout)
+    rows = [heads.flatten(0, 1).split(documents.lengths) for heads in (queries, keys, values)]
+    parts = [attend(q[None], k[None], v[None], causal=True, dropout=dropout)[0] for q, k, v in zip(*rows, strict=True)]
+    return torch.cat(parts).view(*queries.shape[:2], -1)
+
+
 class KeySmear(nn.Module):
     """k_j <- s k_j + (1 - s) k_(j-1) with a learned s = sigmoid(weight) per key-value head; the first key stays as it
     is.
@@ -73,11 +89,16 @@ class KeySmear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_kv_heads))
 
-    def forward(self, keys: Tensor) -> Tensor:
-        """keys: [S, T, Hkv, E] -> the same shape; rows of S are sequences of their own."""
-        share = torch.sigmoid(self.weight).to(keys.dtype).unsqueeze(-1)
+    def forward(self, keys: Tensor, documents: Documents | None = None) -> Tensor:
+        """keys: [S, T, Hkv, E] -> the same shape; rows of S, or the documents in them, are sequences of their own."""
         previous = torch.cat((keys[:, :1], keys[:, :-1]), dim=1)
-        return torch.lerp(previous, keys, share)
+        if documents is not None:
+            previous = torch.where(documents.is_first[:, :, None, None], keys, previous)
+        return self.mix(previous, keys)
+
+    def mix(self, previous: Tensor, keys: Tensor) -> Tensor:
+        """Smeared keys from the keys [..., Hkv, E] and those of the tokens before."""
+        return torch.lerp(previous, keys, torch.sigmoid(self.weight).to(keys.dtype).unsqueeze(-1))
 
 
 class HeadPreparation(nn.Module):
@@ -97,11 +118,14 @@ class HeadPreparation(nn.Module):
         """[S, T, H, E] -> [S, T, H, E]."""
         return queries if self.query_norm is None else self.query_norm(queries)
 
-    def keys(self, keys: Tensor) -> Tensor:
+    def normed_keys(self, keys: Tensor) -> Tensor:
+        """[..., Hkv, E] -> [..., Hkv, E], not smeared."""
+        return keys if self.key_norm is None else self.key_norm(keys)
+
+    def keys(self, keys: Tensor, documents: Documents | None = None) -> Tensor:
         """[S, T, Hkv, E] -> [S, T, Hkv, E]."""
-        if self.key_norm is not None:
-            keys = self.key_norm(keys)
-        return keys if self.smear is None else self.smear(keys)
+        keys = self.normed_keys(keys)
+        return keys if self.smear is None else self.smear(keys, documents)
 
 
 class SelfAttention(nn.Module):
@@ -117,26 +141,73 @@ class SelfAttention(nn.Module):
         self.preparation = HeadPreparation(shape)
         self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
 
-    def forward(self, x: Tensor, rotary: RotaryTable, mask: Tensor | None = None) -> Tensor:
-        """x [S, T, D]; rotary: positions of the T tokens; mask bool [S, T], True = a token that may be attended
-        (bidirectional attention only, at least one per row). Returns [S, T, D]."""
-        shape = self.shape
-        both = [shape.num_heads, shape.num_kv_heads]
-        heads = self.query_key_value(x).unflatten(-1, (-1, shape.head_width))
-        query_key, values = heads.split((sum(both), shape.num_kv_heads), dim=2)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: RotaryTable | None,
+        mask: Tensor | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """x [S, T, D] -> [S, T, D]. rotary: positions of the T tokens, None = no rotation; mask bool [S, T], True = a
+        token that may be attended (bidirectional attention only, at least one per row); documents: causal attention
+        stays within each of them."""
+        queries, keys, values = self.project(x, rotary, documents)
+        return self.mix(queries, keys, values, mask, documents)
+
+    def project(
+        self, x: Tensor, rotary: RotaryTable | None, documents: Documents | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [S, T, D] -> rotated queries [S, T, H, E] and keys, values [S, T, Hkv, E]."""
+        query_key, values = self._project(x)
         if not self.preparation.is_identity:
-            queries, keys = query_key.split(both, dim=2)
-            query_key = torch.cat((self.preparation.queries(queries), self.preparation.keys(keys)), dim=2)
-        queries, keys = rotate(query_key, rotary).split(both, dim=2)
-        mixed = attend(
-            queries,
-            keys,
-            values,
-            mask=None if mask is None else mask[:, None, None, :],
-            causal=self.causal,
-            dropout=shape.dropout if self.training else 0.0,
-        )
-        return self.out(mixed)
+            queries, keys = query_key.split(self._heads, dim=2)
+            query_key = torch.cat((self.preparation.queries(queries), self.preparation.keys(keys, documents)), dim=2)
+        queries, keys = (query_key if rotary is None else rotate(query_key, rotary)).split(self._heads, dim=2)
+        return queries, keys, values
+
+    def project_next(
+        self, x: Tensor, rotary: RotaryTable | None, previous_keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `project` for one token per row, x [S, 1, D], that follows a token of the unsmeared keys `previous_keys`
+        [S, 1, Hkv, E]; fourth: the unsmeared keys of this token. Unsmeared is normed, not rotated."""
+        query_key, values = self._project(x)
+        queries, keys = query_key.split(self._heads, dim=2)
+        unsmeared = keys = self.preparation.normed_keys(keys)
+        if self.preparation.smear is not None:
+            keys = self.preparation.smear.mix(previous_keys, keys)
+        queries = self.preparation.queries(queries)
+        if rotary is not None:
+            queries, keys = rotate(torch.cat((queries, keys), dim=2), rotary).split(self._heads, dim=2)
+        return queries, keys, values, unsmeared
+
+    def unsmeared_keys(self, x: Tensor) -> Tensor:
+        """Keys [S, T, Hkv, E] of x [S, T, D] before smearing and rotation: what `project_next` asks for."""
+        return self.preparation.normed_keys(self._project(x)[0].split(self._heads, dim=2)[1])
+
+    def mix(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """Attention of projected heads, and the output projection: [S, T, D]. Arguments as in `forward`."""
+        dropout = self.shape.dropout if self.training else 0.0
+        if documents is not None:
+            return self.out(attend_documents(queries, keys, values, documents, dropout))
+        allowed = None if mask is None else mask[:, None, None, :]
+        return self.out(attend(queries, keys, values, mask=allowed, causal=self.causal, dropout=dropout))
+
+    @property
+    def _heads(self) -> list[int]:
+        return [self.shape.num_heads, self.shape.num_kv_heads]
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads of queries and keys side by side, and of values."""
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.shape.head_width))
+        query_key, values = heads.split((sum(self._heads), self.shape.num_kv_heads), dim=2)
+        return query_key, values
 
 
 class CrossAttention(nn.Module):

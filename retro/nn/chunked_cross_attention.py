@@ -63,13 +63,32 @@ def add_query_blocks(x: Tensor, blocks: Tensor, first_chunk_length: int) -> Tens
 
 
 class ChunkedCrossAttention(nn.Module):
-    """Pre-norm attention of query blocks to the encoded neighbors of the chunk before, without the residual."""
+    """Pre-norm attention of query blocks to the encoded neighbors of the chunk before, without the residual.
 
-    def __init__(self, width: int, key_width: int, shape: AttentionShape, chunk_length: int, norm: nn.Module):
+    gate: the factor on what is added, learned from `gate_value` on or fixed to it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        key_width: int,
+        shape: AttentionShape,
+        chunk_length: int,
+        norm: nn.Module,
+        gate_value: float = 1.0,
+        learned_gate: bool = False,
+    ):
         super().__init__()
         self.chunk_length = chunk_length
+        self.gate_value = gate_value
         self.norm = norm
         self.attention = CrossAttention(width, key_width, shape)
+        self.gate = nn.Parameter(torch.full((1,), gate_value)) if learned_gate else None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the layer never adds anything."""
+        return self.gate is None and self.gate_value == 0.0
 
     def forward(
         self,
@@ -77,28 +96,45 @@ class ChunkedCrossAttention(nn.Module):
         encoded: Tensor,
         num_neighbors: int,
         rotary: RotaryTable,
-        neighbor_slots: Tensor | None = None,
+        neighbor_source: Tensor | None = None,
         key_mask: Tensor | None = None,
     ) -> Tensor:
         """Returns what is to be added to the query blocks, [rows, M, D].
 
-        blocks [rows, M, D]: residual stream of the query blocks that have neighbors;
-        encoded [A, R, D']: encoded neighbors; A = rows * num_neighbors in row-major order, or fewer, and then
-        neighbor_slots int64 [A] says which of the rows * num_neighbors places each of them takes;
-        key_mask bool [rows, num_neighbors * R], True = a real token of a present neighbor; None = all are.
-        rotary: positions from 0 on, at least max(R, 2 M - 1) of them.
+        blocks [rows, M, D]: residual stream of the query blocks that have neighbors; the other arguments as in
+        `project_neighbors`, and key_mask bool [rows, num_neighbors * R], True = a real token of a present neighbor;
+        None = all are.
         """
-        rows, length, chunk = blocks.shape[0], encoded.shape[1], self.chunk_length
+        keys, values = self.project_neighbors(encoded, num_neighbors, rotary, neighbor_source)
+        chunk = self.chunk_length
+        return self.attend(blocks, keys, values, rotary.rows(chunk - 1, 2 * chunk - 1), key_mask)
+
+    def project_neighbors(
+        self, encoded: Tensor, num_neighbors: int, rotary: RotaryTable, neighbor_source: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [rows, num_neighbors * R, Hkv, E] of encoded neighbors [A, R, D'].
+
+        A = rows * num_neighbors in row-major order; or neighbor_source int64 [rows * num_neighbors] says which of the A
+        stands in each place (any of them where none does: those places are masked). rotary: positions from 0 on, at
+        least max(R, 2 M - 1) of them.
+        """
+        length = encoded.shape[1]
         keys, values = self.attention.project_keys(encoded, rotary.rows(0, length))
-        if neighbor_slots is not None:
-            keys = _place(keys, neighbor_slots, rows * num_neighbors)
-            values = _place(values, neighbor_slots, rows * num_neighbors)
-        keys = keys.reshape(rows, num_neighbors * length, *keys.shape[2:])
-        values = values.reshape(rows, num_neighbors * length, *values.shape[2:])
-        queries = self.attention.project_queries(self.norm(blocks), rotary.rows(chunk - 1, 2 * chunk - 1))
-        return self.attention(queries, keys, values, key_mask)
+        if neighbor_source is not None:
+            keys, values = keys.index_select(0, neighbor_source), values.index_select(0, neighbor_source)
+        rows = keys.shape[0] // num_neighbors
+        return (
+            keys.reshape(rows, num_neighbors * length, *keys.shape[2:]),
+            values.reshape(rows, num_neighbors * length, *values.shape[2:]),
+        )
 
-
-def _place(x: Tensor, slots: Tensor, num_slots: int) -> Tensor:
-    """[A, ...] -> [num_slots, ...], zero where no entry was placed (those are masked)."""
-    return x.new_zeros((num_slots, *x.shape[1:])).index_copy(0, slots, x)
+    def attend(
+        self, blocks: Tensor, keys: Tensor, values: Tensor, rotary: RotaryTable, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Gated output [rows, T, D] for queries of the residual stream `blocks` [rows, T, D] at the positions of
+        `rotary`; keys, values: of `project_neighbors`; key_mask as in `forward`."""
+        queries = self.attention.project_queries(self.norm(blocks), rotary)
+        added = self.attention(queries, keys, values, key_mask)
+        if self.gate is not None:
+            return added * self.gate.to(added.dtype)
+        return added if self.gate_value == 1.0 else added * self.gate_value

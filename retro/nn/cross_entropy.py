@@ -19,12 +19,13 @@ LOGITS_PER_BLOCK = 2**21
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, block: int | None = None
+    hidden: Tensor, weight: Tensor, targets: Tensor, block: int | None = None, scored: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(hidden @ weight.T) against `targets`.
 
     hidden float [T, D]; weight float [V, D]; targets int64 [T] in 0..V-1; `block` positions are treated at a time
-    (speed and memory only; None = as many as make LOGITS_PER_BLOCK logits). Returns (loss_sum, losses): the sum, a
+    (speed and memory only; None = as many as make LOGITS_PER_BLOCK logits); scored bool [T]: the others count 0 and
+    get no gradient, None = all are. Returns (loss_sum, losses): the sum, a
     differentiable float32 scalar (float64 for float64), and the losses [T] in nats, not differentiable. Under
     autocast the products run in its dtype, the softmax in float32.
     """
@@ -35,12 +36,14 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, block)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, block, scored)
     losses = torch.empty(hidden.shape[0], dtype=_loss_dtype(hidden), device=hidden.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, hidden.shape[0], block):
             rows = slice(start, start + block)
             losses[rows] = _losses_and_exponentials(hidden[rows], weight, targets[rows])[0]
+    if scored is not None:
+        losses = losses.masked_fill_(~scored, 0.0)
     return losses.sum(), losses
 
 
@@ -67,7 +70,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass for an upstream gradient of 1, and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, block: int, scored: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         exact = _loss_dtype(hidden)
         losses = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
@@ -82,6 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = softmax - one_hot.
                 shares.mul_(total.reciprocal_())
                 shares.scatter_add_(1, labels[:, None], shares.new_full((len(labels), 1), -1.0))
+                if scored is not None:
+                    shares.masked_fill_(~scored[rows, None], 0.0)
                 gradient = shares.to(hidden.dtype)
                 if grad_hidden is not None:
                     torch.mm(gradient, weight, out=grad_hidden[rows])
@@ -92,15 +99,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         grad_weight += gradient.t() @ part
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
+        if scored is not None:
+            losses.masked_fill_(~scored, 0.0)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad_sum: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_sum: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad_sum.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad_sum).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retro.config.model import EncoderConfig, ModelConfig
+from retro.config.model import EncoderConfig, GateConfig, ModelConfig, RotaryScaling
 from retro.model import RetroModel
 
 M, K, R, V = 4, 2, 8, 23
@@ -26,10 +26,19 @@ TINY = ModelConfig(
 
 
 def tiny(**changes: Any) -> ModelConfig:
-    """TINY with fields changed; `encoder_x` changes field x of the encoder."""
-    inner = {name.removeprefix("encoder_"): v for name, v in changes.items() if name.startswith("encoder_")}
-    outer = {name: v for name, v in changes.items() if not name.startswith("encoder_")}
-    return dataclasses.replace(TINY, **outer, encoder=dataclasses.replace(TINY.encoder, **inner))
+    """TINY with fields changed; `encoder_x`, `gate_x`, `rotary_scaling_x` are fields x of those parts."""
+
+    def taken(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): changes.pop(name) for name in list(changes) if name.startswith(prefix)}
+
+    encoder, gate, scaling = taken("encoder_"), taken("gate_"), taken("rotary_scaling_")
+    return dataclasses.replace(
+        TINY,
+        **changes,
+        encoder=dataclasses.replace(TINY.encoder, **encoder),
+        gate=GateConfig(**gate),
+        rotary_scaling=RotaryScaling(**scaling) if scaling else None,
+    )
 
 
 def scrambled(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> RetroModel:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retro.config.errors import ConfigError
-from retro.config.model import EncoderConfig, ModelConfig
+from retro.config.model import EncoderConfig, GateConfig, ModelConfig, RotaryScaling
 from retro.model import RetroModel
 from tests.model.builders import TINY, K, R, random_tokens, tiny
 
@@ -25,6 +25,18 @@ CHANGES: dict[str, object] = {
     "norm": "layernorm",
     "norm_eps": 0.5,
     "bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+    "block": "parallel",
+    "positions": "learned",
+    "max_positions": 64,
+    "gate_kind": "learned",
+    "gate_value": 0.5,
+    "rotary_scaling_kind": "linear",
+    "rotary_scaling_factor": 2.0,
+    "rotary_scaling_low_frequency_factor": 2.0,
+    "rotary_scaling_high_frequency_factor": 8.0,
+    "rotary_scaling_original_positions": 40,
     "rotary_base": 10.0,
     "rotary_fraction": 0.5,
     "qk_norm": True,
@@ -46,8 +58,10 @@ CHANGES: dict[str, object] = {
 
 
 def test_every_field_is_covered() -> None:
-    fields = {f.name for f in dataclasses.fields(ModelConfig)} - {"encoder"}
+    fields = {f.name for f in dataclasses.fields(ModelConfig)} - {"encoder", "gate", "rotary_scaling"}
     fields |= {f"encoder_{f.name}" for f in dataclasses.fields(EncoderConfig)}
+    fields |= {f"gate_{f.name}" for f in dataclasses.fields(GateConfig)}
+    fields |= {f"rotary_scaling_{f.name}" for f in dataclasses.fields(RotaryScaling)}
     assert fields == set(CHANGES)
 
 
@@ -65,14 +79,27 @@ def logits(config: ModelConfig) -> tuple[dict[str, torch.Size], torch.Tensor]:
 
 
 # What a field needs besides to be allowed at all.
-NEEDS: dict[str, dict[str, object]] = {"attention_init": {"embedding_norm": True}}
+LLAMA3 = {
+    "rotary_scaling_kind": "llama3",
+    "rotary_scaling_factor": 4.0,
+    "rotary_scaling_original_positions": 64,
+    "rotary_base": 100.0,
+}
+NEEDS: dict[str, dict[str, object]] = {
+    "attention_init": {"embedding_norm": True},
+    "positions": {"max_positions": 32},
+    "max_positions": {"positions": "learned", "max_positions": 32},
+} | {f"rotary_scaling_{f.name}": LLAMA3 for f in dataclasses.fields(RotaryScaling)}
 
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_field_has_an_effect(field: str) -> None:
     needs = NEEDS.get(field, {})
-    shapes, before = logits(tiny(**needs))
-    changed_shapes, after = logits(tiny(**needs, **{field: CHANGES[field]}))
+    if field == "positions":
+        shapes, before = logits(TINY)
+    else:
+        shapes, before = logits(tiny(**needs))
+    changed_shapes, after = logits(tiny(**(needs | {field: CHANGES[field]})))
     same = before.shape == after.shape and torch.allclose(before, after, rtol=0, atol=1e-6)
     assert shapes != changed_shapes or not same
 
@@ -105,6 +132,15 @@ def test_number_of_heads_changes_the_function_not_the_parameters() -> None:
         ({"init_std": 0.0}, "init_std"),
         ({"rotary_base": 1.0}, "rotary_base"),
         ({"attention_init": "mimetic"}, "'mimetic' needs embedding_norm"),
+        ({"positions": "learned"}, "max_positions: positions: learned needs the size of its table"),
+        ({"max_positions": 8}, "max_positions: is read with positions: learned only"),
+        ({"block": "both"}, "block: expected one of serial, parallel"),
+        ({"gate_value": (1.0,)}, "gate.value: expected one number, or 2, one per RETRO layer"),
+        ({"gate_value": float("nan")}, "value: expected finite numbers"),
+        ({"gate_kind": "tanh"}, "kind: expected fixed or learned"),
+        ({"gate_value": 0.5, "cross_attention_layers": ()}, "gate: a plain GPT"),
+        ({"rotary_scaling_kind": "yarn", "rotary_scaling_factor": 2.0}, "kind: expected linear or llama3"),
+        ({"rotary_scaling_kind": "linear", "rotary_scaling_factor": 0.5}, "factor: expected a number >= 1"),
         ({"attention_init": "zero"}, "attention_init: expected one of normal, mimetic"),
     ],
 )
