@@ -71,15 +71,30 @@ class DecoderLayer(nn.Module):
         """`attended` [B, N, D] plus gated cross-attention to the encoded neighbors [A, R, D'] where the plan says.
 
         gate: a factor besides the layer's own."""
-        assert self.cross_attention is not None
-        added = self.cross_attention(
-            plan.cut_query_blocks(attended), encoded, plan.num_neighbors, rotary, plan.neighbor_source, plan.key_mask
-        )
-        return plan.add_query_blocks(attended, self.scale(self.dropout(added), gate))
+        keys, values = self.project_neighbors(encoded, plan, rotary)
+        return self.serve(attended, keys, values, plan, rotary, gate)
 
-    @staticmethod
-    def scale(added: Tensor, gate: float) -> Tensor:
-        """`added` times the factor of the whole model."""
+    def project_neighbors(self, encoded: Tensor, plan: RetrievalPlan, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, K R, Hkv, E] of cross-attention for encoded neighbors [A, R, D']."""
+        assert self.cross_attention is not None
+        return self.cross_attention.project_neighbors(encoded, plan.num_neighbors, rotary, plan.neighbor_source)
+
+    def serve(
+        self, attended: Tensor, keys: Tensor, values: Tensor, plan: RetrievalPlan, rotary: RotaryTable, gate: float
+    ) -> Tensor:
+        """The second half of `retrieve`, with the projected neighbors."""
+        assert self.cross_attention is not None
+        blocks, chunk = plan.cut_query_blocks(attended), plan.chunk_length
+        added = self.attend_neighbors(blocks, keys, values, rotary.rows(chunk - 1, 2 * chunk - 1), plan.key_mask, gate)
+        return plan.add_query_blocks(attended, added)
+
+    def attend_neighbors(
+        self, queries: Tensor, keys: Tensor, values: Tensor, rotary: RotaryTable, key_mask: Tensor | None, gate: float
+    ) -> Tensor:
+        """Gated cross-attention of the residual stream `queries` [rows, T, D] at the positions of `rotary`, without the
+        residual; key_mask bool [rows, K R] or None."""
+        assert self.cross_attention is not None
+        added = self.dropout(self.cross_attention.attend(queries, keys, values, rotary, key_mask))
         return added if gate == 1.0 else added * gate
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,13 @@ class RetroModel(nn.Module):
     @property
     def retrieval_is_off(self) -> bool:
         """Whether neighbors change nothing: a plain GPT, or all gates are fixed to 0."""
-        layers = [layer.cross_attention for layer in self.layers if layer.cross_attention is not None]
-        return self.gate == 0.0 or all(layer.is_off for layer in layers)
+        cross = [layer.cross_attention for layer in self.decoder_layers]
+        return self.gate == 0.0 or all(layer is None or layer.is_off for layer in cross)
+
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, with their type."""
+        return cast(list[DecoderLayer], list(self.layers))
 
     @property
     def output_weight(self) -> Tensor:
@@ -130,7 +135,7 @@ class RetroModel(nn.Module):
         cross_rotary = None if plan is None else self.cross_rotary(plan.longest, x)
         x = self.dropout(x)
         encoded: Tensor | None = None
-        for layer in self.layers:
+        for layer in self.decoder_layers:
             attended = self._attend(layer, x, rotary, documents)
             if plan is not None and layer.cross_attention is not None:
                 assert cross_rotary is not None
@@ -292,7 +297,7 @@ class RetroModel(nn.Module):
         """
         off = {
             f"layers.{i}.cross_attention."
-            for i, layer in enumerate(self.layers)
+            for i, layer in enumerate(self.decoder_layers)
             if layer.cross_attention is not None and layer.cross_attention.is_off
         }
         unused = [

@@ -199,6 +199,11 @@ class SelfAttention(nn.Module):
         allowed = None if mask is None else mask[:, None, None, :]
         return self.out(attend(queries, keys, values, mask=allowed, causal=self.causal, dropout=dropout))
 
+    def mix_cached(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `mix` for the last token of each sequence: queries [S, 1, H, E], keys and values of all its tokens [S, T,
+        Hkv, E], mask bool [S, T] where sequences are of unequal length. Returns [S, 1, D]."""
+        return self.out(attend(queries, keys, values, mask=None if mask is None else mask[:, None, None, :]))
+
     @property
     def _heads(self) -> list[int]:
         return [self.shape.num_heads, self.shape.num_kv_heads]

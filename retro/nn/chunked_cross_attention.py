@@ -90,25 +90,6 @@ class ChunkedCrossAttention(nn.Module):
         """Whether the layer never adds anything."""
         return self.gate is None and self.gate_value == 0.0
 
-    def forward(
-        self,
-        blocks: Tensor,
-        encoded: Tensor,
-        num_neighbors: int,
-        rotary: RotaryTable,
-        neighbor_source: Tensor | None = None,
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Returns what is to be added to the query blocks, [rows, M, D].
-
-        blocks [rows, M, D]: residual stream of the query blocks that have neighbors; the other arguments as in
-        `project_neighbors`, and key_mask bool [rows, num_neighbors * R], True = a real token of a present neighbor;
-        None = all are.
-        """
-        keys, values = self.project_neighbors(encoded, num_neighbors, rotary, neighbor_source)
-        chunk = self.chunk_length
-        return self.attend(blocks, keys, values, rotary.rows(chunk - 1, 2 * chunk - 1), key_mask)
-
     def project_neighbors(
         self, encoded: Tensor, num_neighbors: int, rotary: RotaryTable, neighbor_source: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -132,7 +113,8 @@ class ChunkedCrossAttention(nn.Module):
         self, blocks: Tensor, keys: Tensor, values: Tensor, rotary: RotaryTable, key_mask: Tensor | None = None
     ) -> Tensor:
         """Gated output [rows, T, D] for queries of the residual stream `blocks` [rows, T, D] at the positions of
-        `rotary`; keys, values: of `project_neighbors`; key_mask as in `forward`."""
+        `rotary`; keys, values: of `project_neighbors`; key_mask bool [rows, num_neighbors * R], True = a real token of
+        a present neighbor, None = all are."""
         queries = self.attention.project_queries(self.norm(blocks), rotary)
         added = self.attention(queries, keys, values, key_mask)
         if self.gate is not None:

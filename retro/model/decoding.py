@@ -1,0 +1,382 @@
+"""Decoding token by token: what the model computed for earlier tokens is kept, nothing is computed twice.
+
+Kept per sequence: keys and values of self-attention in every layer; the residual stream of the last M tokens after the
+self-attention of the first RETRO layer, on which the encoder is conditioned when neighbors are retrieved; and the keys
+and values that cross-attention made of the neighbors that serve now. The function computed is that of
+RetroModel.forward with the same `chunk_ends_BL`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retro.model.decoder import DecoderLayer
+from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval
+from retro.model.retro import RetroModel
+from retro.nn.rotary import RotaryTable
+
+
+@dataclass
+class _LayerCache:
+    """Of one layer: keys, values [slots, capacity, Hkv, E]; unsmeared: the last token's keys before smearing [slots, 1,
+    Hkv, E]; cross_keys, cross_values [slots, K R, Hkv, E]."""
+
+    keys: Tensor
+    values: Tensor
+    unsmeared: Tensor
+    cross_keys: Tensor | None
+    cross_values: Tensor | None
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for tensor in (self.unsmeared, self.cross_keys, self.cross_values):
+            if tensor is not None:
+                tensor[target] = tensor[source]
+        for tensor in (self.keys, self.values):
+            tensor[target, :length] = tensor[source, :length]
+
+
+class DecodingState:
+    """Cache of `slots` sequences of at most `capacity` tokens each, on the model's device.
+
+    num_neighbors K, retrieved_length R (default 2 M): room for the neighbors of one chunk per slot; K = 0: no
+    retrieval. The model must be in evaluation mode, and its weights must not change. Slots in use are 0..A-1, without
+    a gap. Under autocast, the caller's, keys and values are kept in its dtype.
+    """
+
+    def __init__(
+        self,
+        model: RetroModel,
+        slots: int,
+        capacity: int,
+        num_neighbors: int = 0,
+        retrieved_length: int | None = None,
+    ) -> None:
+        config = model.config
+        if slots < 1 or capacity < 1:
+            raise ValueError(f"slots, capacity: expected at least 1, found {slots} and {capacity}")
+        if model.training:
+            raise ValueError("model: expected evaluation mode, call model.eval()")
+        if num_neighbors and not config.is_retro:
+            raise ValueError("num_neighbors: a plain GPT retrieves nothing; expected 0")
+        if config.max_positions is not None and capacity > config.max_positions:
+            raise ValueError(
+                f"capacity: expected at most max_positions {config.max_positions} of the model, found {capacity}"
+            )
+        self.model, self.slots, self.capacity = model, slots, capacity
+        self.num_neighbors = num_neighbors
+        self.retrieved_length = 2 * config.chunk_length if retrieved_length is None else retrieved_length
+        #: Tokens that each slot holds; 0 = free.
+        self.lengths = [0] * slots
+        # Position of the token whose retrieval serves each slot; None = no neighbors.
+        self._served_from: list[int | None] = [None] * slots
+        self._device = model.embedding.weight.device
+        self._chunk = config.chunk_length
+        self._first_retro = config.cross_attention_layers[0] - 1 if config.is_retro else -1
+        self._layers: list[_LayerCache] = []
+        self._history: Tensor | None = None
+        self._cross_mask: Tensor | None = None
+        self._rotary: RotaryTable | None = None
+        self._cross_rotary: RotaryTable | None = None
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        slot: int,
+        tokens_N: Tensor,
+        neighbors_LKR: Tensor | None = None,
+        neighbor_mask_LKR: Tensor | None = None,
+        chunk_ends_L: Tensor | None = None,
+    ) -> Tensor:
+        """Fill a slot with a sequence; returns the logits float32 [V] of what follows it.
+
+        tokens_N int64 [n], 1 <= n <= capacity; neighbors_LKR int64 [L, K, R], neighbor_mask_LKR bool (None = all real),
+        chunk_ends_L int64 [L]: as in RetroModel.forward. What the slot held is gone.
+        """
+        length = len(tokens_N)
+        if not 0 <= slot < self.slots or not 1 <= length <= self.capacity:
+            raise ValueError(f"expected slot 0..{self.slots - 1}, 1..{self.capacity} tokens; found {slot}, {length}")
+        model = self.model
+        x = model.embed_sequence(tokens_N[None])
+        plan, served_from = self._plan_sequence(length, neighbors_LKR, neighbor_mask_LKR, chunk_ends_L)
+        rotary = model.self_rotary(length, x)
+        cross_rotary = None if plan is None else model.cross_rotary(plan.longest, x)
+        encoded: Tensor | None = None
+        for number, layer in enumerate(model.decoder_layers):
+            normed: list[Tensor] = []
+
+            def mix(
+                normed_x: Tensor, layer: DecoderLayer = layer, number: int = number, kept: list[Tensor] = normed
+            ) -> Tensor:
+                queries, keys, values = layer.attention.project(normed_x, rotary)
+                self._make_room(number, keys, normed_x)
+                cache = self._layers[number]
+                cache.keys[slot, :length], cache.values[slot, :length] = keys[0], values[0]
+                kept.append(normed_x[:, -1:])
+                return layer.attention.mix(queries, keys, values)
+
+            attended = layer.attend(x, mix)
+            if layer.attention.preparation.smear is not None:
+                self._layers[number].unsmeared[slot] = layer.attention.unsmeared_keys(normed[0])[0]
+            if number == self._first_retro:
+                self._remember(slot, attended[0])
+            if plan is not None and cross_rotary is not None and layer.cross_attention is not None:
+                if encoded is None:
+                    encoded = model.encode(plan, plan.cut_chunks(attended))
+                if not layer.cross_attention.is_off:
+                    keys, values = layer.project_neighbors(encoded, plan, cross_rotary)
+                    if served_from is not None:
+                        self._store_neighbors(number, [slot], keys[-1:], values[-1:])
+                    attended = layer.serve(attended, keys, values, plan, cross_rotary, model.gate)
+            x = layer.finish(x, attended)
+        if plan is not None and served_from is not None:
+            self._store_mask([slot], plan, rows=slice(-1, None))
+        self.lengths[slot], self._served_from[slot] = length, served_from
+        return F.linear(model.norm(x[0, -1]), model.output_weight).float()
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens_A: Tensor,
+        neighbors_AKR: Tensor | None = None,
+        neighbor_mask_AKR: Tensor | None = None,
+        retrieved_A: Tensor | None = None,
+    ) -> Tensor:
+        """Append tokens_A[a], int64 [A], to slot a for the slots 0..A-1; returns the logits float32 [A, V] of what
+        follows.
+
+        retrieved_A bool [A], None = none: this token is the last one of a chunk that was retrieved with, and
+        neighbors_AKR int64 [A, K, R], neighbor_mask_AKR bool (None = all real) serve from here on (rows of others are
+        not read; a row without a real token = no neighbors from here on). Neighbors serve M positions at most.
+        """
+        count = len(tokens_A)
+        if not 1 <= count <= self.slots or any(not 0 < n < self.capacity for n in self.lengths[:count]):
+            raise ValueError(
+                f"expected 1..{self.slots} tokens for slots that hold 1..{self.capacity - 1} tokens, found {count} for "
+                f"{self.lengths[:count]}"
+            )
+        model, positions = self.model, self.lengths[:count]
+        places = torch.tensor(positions, device=self._device)
+        x = model.embed_sequence(tokens_A[:, None], places[:, None])
+        events = [] if retrieved_A is None else retrieved_A.nonzero().squeeze(1).tolist()
+        plan, arrivals = self._plan_events(events, neighbors_AKR, neighbor_mask_AKR)
+        served = [a for a in range(count) if self._serves(a)]
+        rows = torch.tensor(served, device=self._device)
+        rotary = self._rows_of(self._rotary, places)
+        cross_rotary = self._query_rotary(served)
+        longest = max(positions) + 1
+        mask = None
+        if min(positions) + 1 != longest:
+            mask = torch.arange(longest, device=self._device) <= places[:, None]
+        order = torch.arange(count, device=self._device)
+        encoded: Tensor | None = None
+        for number, layer in enumerate(model.decoder_layers):
+            cache = self._layers[number]
+
+            def mix(normed: Tensor, layer: DecoderLayer = layer, cache: _LayerCache = cache) -> Tensor:
+                queries, keys, values, unsmeared = layer.attention.project_next(normed, rotary, cache.unsmeared[:count])
+                cache.keys[order, places], cache.values[order, places] = keys[:, 0], values[:, 0]
+                if layer.attention.preparation.smear is not None:
+                    cache.unsmeared[:count] = unsmeared
+                return layer.attention.mix_cached(
+                    queries, cache.keys[:count, :longest], cache.values[:count, :longest], mask
+                )
+
+            attended = layer.attend(x, mix)
+            if self._history is not None and number == self._first_retro:
+                self._history[order, places % self._chunk] = attended[:, 0].to(self._history.dtype)
+            if layer.cross_attention is not None:
+                if plan is not None:
+                    if encoded is None:
+                        encoded = model.encode(plan, self._recall(arrivals))
+                        self._store_mask(arrivals, plan)
+                    if not layer.cross_attention.is_off:
+                        assert self._cross_rotary is not None
+                        keys, values = layer.project_neighbors(encoded, plan, self._cross_rotary)
+                        self._store_neighbors(number, arrivals, keys, values)
+                if served and not layer.cross_attention.is_off:
+                    attended = self._serve(number, layer, attended, rows, len(served) == count, cross_rotary)
+            x = layer.finish(x, attended)
+        for slot in range(count):
+            self.lengths[slot] += 1
+        return F.linear(model.norm(x[:, 0]), model.output_weight).float()
+
+    def copy(self, source: int, target: int) -> None:
+        """Make slot `target` hold what `source` holds."""
+        with torch.inference_mode():
+            for layer in self._layers:
+                layer.copy(source, target, self.lengths[source])
+            for tensor in (self._history, self._cross_mask):
+                if tensor is not None:
+                    tensor[target] = tensor[source]
+        self.lengths[target], self._served_from[target] = self.lengths[source], self._served_from[source]
+
+    def clear(self, slot: int) -> None:
+        """Free a slot."""
+        self.lengths[slot], self._served_from[slot] = 0, None
+
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    def _make_room(self, number: int, keys: Tensor, x: Tensor) -> None:
+        """Allocate the cache of layer `number`, in the dtype of `keys`, when it is first needed."""
+        if len(self._layers) > number:
+            return
+        model, config = self.model, self.model.config
+        heads = keys.shape[2:]
+
+        def empty(*shape: int, dtype: torch.dtype = keys.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self._device)
+
+        retro = self.num_neighbors > 0 and (number + 1) in config.cross_attention_layers
+        places = self.num_neighbors * self.retrieved_length
+        self._layers.append(
+            _LayerCache(
+                empty(self.slots, self.capacity, *heads),
+                empty(self.slots, self.capacity, *heads),
+                empty(self.slots, 1, *heads),
+                empty(self.slots, places, *heads) if retro else None,
+                empty(self.slots, places, *heads) if retro else None,
+            )
+        )
+        if number == 0:
+            self._rotary = model.self_rotary(self.capacity, x)
+            if self.num_neighbors:
+                self._cross_rotary = model.cross_rotary(self.retrieved_length, x)
+                self._history = empty(self.slots, self._chunk, config.width, dtype=x.dtype)
+                self._cross_mask = empty(self.slots, places, dtype=torch.bool)
+
+    def _rows_of(self, table: RotaryTable | None, places: Tensor) -> RotaryTable | None:
+        """Tables [A, 1, 1, w] of one position per row."""
+        if table is None:
+            return None
+        return RotaryTable(table.cos[places][:, None], table.sin[places][:, None])
+
+    def _query_rotary(self, served: list[int]) -> RotaryTable | None:
+        """Query i = 0..M-1 of a block has position i + M - 1."""
+        if not served:
+            return None
+        offsets = [self.lengths[a] - (self._served_from[a] or 0) + self._chunk - 1 for a in served]
+        return self._rows_of(self._cross_rotary, torch.tensor(offsets, device=self._device))
+
+    # --- retrieval ----------------------------------------------------------------------------------------------------
+
+    def _serves(self, slot: int) -> bool:
+        """Whether neighbors serve the token that is being appended to `slot`."""
+        begin = self._served_from[slot]
+        return begin is not None and self.lengths[slot] - begin < self._chunk
+
+    def _plan_sequence(
+        self, length: int, neighbors: Tensor | None, mask: Tensor | None, chunk_ends: Tensor | None
+    ) -> tuple[RetrievalPlan | None, int | None]:
+        """(plan, position from which the last chunk's neighbors serve, None = it has none)."""
+        if neighbors is None or chunk_ends is None or self.model.retrieval_is_off or not len(chunk_ends):
+            return None, None
+        self._check_shape(neighbors)
+        plan = plan_retrieval(
+            neighbors[None],
+            None if mask is None else mask[None],
+            length=length,
+            chunk_length=self._chunk,
+            first_chunk_length=self._chunk,
+            chunk_ends_BL=chunk_ends[None],
+            merge_equal=not self.model.config.encoder.cross_attention_layers,
+        )
+        last = int(chunk_ends.argmax())
+        real = mask is None or bool(mask[last].any())
+        end = int(chunk_ends[last])
+        return plan, end if real and end >= 0 else None
+
+    def _plan_events(
+        self, events: list[int], neighbors: Tensor | None, mask: Tensor | None
+    ) -> tuple[RetrievalPlan | None, list[int]]:
+        """(plan of the neighbors that arrive with this token, their slots); a slot's earlier ones stop serving."""
+        for slot in events:
+            self._served_from[slot] = None
+        if not events or neighbors is None or self.model.retrieval_is_off:
+            return None, []
+        self._check_shape(neighbors)
+        if self._history is None:
+            raise ValueError("num_neighbors: this state was made without room for neighbors")
+        plan = plan_retrieval(
+            neighbors[events][:, None],
+            None if mask is None else mask[events][:, None],
+            length=1,
+            chunk_length=self._chunk,
+            first_chunk_length=1,
+            merge_equal=not self.model.config.encoder.cross_attention_layers,
+        )
+        if plan is None:
+            return None, []
+        arrivals = events if plan.chunk_rows is None else [events[i] for i in plan.chunk_rows.tolist()]
+        # Conditioned on the last M tokens, fewer at a sequence's begin; right-aligned.
+        lengths = torch.tensor([min(self._chunk, self.lengths[a] + 1) for a in arrivals], device=self._device)
+        real = torch.arange(self._chunk, device=self._device) >= self._chunk - lengths[:, None]
+        for slot in arrivals:
+            self._served_from[slot] = self.lengths[slot]
+        return dataclasses.replace(plan, chunk_mask=None if bool(real.all()) else real), arrivals
+
+    def _check_shape(self, neighbors: Tensor) -> None:
+        if neighbors.shape[-2] > self.num_neighbors or neighbors.shape[-1] > self.retrieved_length:
+            raise ValueError(
+                f"neighbors: expected at most {self.num_neighbors} of {self.retrieved_length} tokens, found "
+                f"{list(neighbors.shape[-2:])}"
+            )
+
+    def _remember(self, slot: int, states: Tensor) -> None:
+        """Keep the last M states [n, D] of a sequence; position p lies at p mod M."""
+        if self._history is None:
+            return
+        positions = torch.arange(len(states), device=self._device)[-self._chunk :]
+        self._history[slot, positions % self._chunk] = states[-self._chunk :].to(self._history.dtype)
+
+    def _recall(self, slots: list[int]) -> Tensor:
+        """The last M states, that of the current token included, in order: [rows, M, D]."""
+        assert self._history is not None
+        last = torch.tensor([self.lengths[a] for a in slots], device=self._device)
+        steps = torch.arange(1 - self._chunk, 1, device=self._device)
+        places = (last[:, None] + steps) % self._chunk
+        return self._history[torch.tensor(slots, device=self._device)[:, None], places]
+
+    def _store_neighbors(self, number: int, slots: list[int], keys: Tensor, values: Tensor) -> None:
+        cache = self._layers[number]
+        assert cache.cross_keys is not None and cache.cross_values is not None
+        rows = torch.tensor(slots, device=self._device)
+        cache.cross_keys[rows, : keys.shape[1]] = keys.to(cache.cross_keys.dtype)
+        cache.cross_values[rows, : values.shape[1]] = values.to(cache.cross_values.dtype)
+
+    def _store_mask(self, slots: list[int], plan: RetrievalPlan, rows: slice = slice(None)) -> None:
+        assert self._cross_mask is not None
+        width = plan.num_neighbors * plan.longest
+        for index in slots:
+            self._cross_mask[index] = False
+        real = True if plan.key_mask is None else plan.key_mask[rows]
+        self._cross_mask[torch.tensor(slots, device=self._device), :width] = real
+
+    def _serve(
+        self,
+        number: int,
+        layer: DecoderLayer,
+        attended: Tensor,
+        rows: Tensor,
+        all_rows: bool,
+        rotary: RotaryTable | None,
+    ) -> Tensor:
+        """`attended` [A, 1, D] plus cross-attention of the rows that neighbors serve."""
+        cache, mask = self._layers[number], self._cross_mask
+        assert cache.cross_keys is not None and cache.cross_values is not None and mask is not None
+        assert rotary is not None
+        # A view where it is a prefix, which is the usual case: no copy of the neighbors per token.
+        picked = slice(0, len(attended)) if all_rows else rows
+        added = layer.attend_neighbors(
+            attended[picked],
+            cache.cross_keys[picked],
+            cache.cross_values[picked],
+            rotary,
+            mask[picked],
+            self.model.gate,
+        )
+        return attended + added if all_rows else attended.index_add(0, rows, added.to(attended.dtype))
