@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ FREE_FIELDS = (
     "micro_batch",
     "loader_workers",
     "compile",
+    "activation_checkpointing",
     "device",
     "log_every",
     "validate_every",
@@ -49,8 +53,11 @@ class TrainConfig:
     micro_batch: sequences per process at a time, None = its whole share. Learning rate: linear warm-up over
     warmup_steps, then cosine to min_learning_rate at `steps`. gradient_clip: largest norm of the whole gradient, None
     = not clipped. precision bf16 = autocast with float32 weights. seed: of the initial weights, the sample order and
-    dropout. device: auto = an accelerator where there is one. compile: torch.compile; runs without, and says so, where
-    no compiler works. loader_workers: processes that prepare batches, 0 = a thread.
+    dropout. device: auto = an accelerator where there is one. compile: torch.compile of the whole model with shapes
+    that do not depend on masks; runs without, and says so, where no compiler works. activation_checkpointing: parts
+    whose activations are computed again in the backward pass instead of kept (memory for time, same bits): decoder
+    (self-attention and feed-forward), cross_attention, encoder. loader_workers: processes that prepare batches, 0 = a
+    thread.
 
     In steps: log_every and checkpoint_every (0 = after the last step only), validate_every (0 = never, otherwise also
     after the last step; on the first validate_sequences of the validation split). keep_checkpoints: newest ones kept.
@@ -79,6 +86,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     compile: bool = False
+    activation_checkpointing: tuple[Literal["decoder", "cross_attention", "encoder"], ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     validate_every: int = 100
     validate_sequences: int = 32
@@ -121,6 +129,10 @@ class TrainConfig:
             self.micro_batch is None or self.global_batch % self.micro_batch == 0,
             f"global_batch: expected a multiple of micro_batch {self.micro_batch}, found {self.global_batch}",
         )
+        parts = self.activation_checkpointing
+        _require(len(set(parts)) == len(parts), f"activation_checkpointing: expected each once, found {list(parts)}")
+        foreign = [part for part in parts if part != "decoder" and self.init_from is None and not self.model.is_retro]
+        _require(not foreign, f"activation_checkpointing: a plain GPT has no {', '.join(foreign)}; remove it")
         # With init_from the chunk length is the checkpoint's, and checked when the data is opened.
         _require(
             self.init_from is not None or self.sequence_length % self.model.chunk_length == 0,
@@ -137,6 +149,26 @@ class TrainConfig:
     def retrieval(self) -> bool:
         """Whether the model reads neighbors."""
         return self.model.is_retro
+
+
+def complete_result_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored `result_fields`, those of an earlier version too: a field that was not there yet has its default, which is
+    what the earlier version did."""
+    return {name: value for name, value in _completed(TrainConfig, stored).items() if name not in FREE_FIELDS}
+
+
+def _completed(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(stored)
+    hints = typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        nested = hints[entry.name]
+        if isinstance(out.get(entry.name), Mapping) and dataclasses.is_dataclass(nested):
+            out[entry.name] = _completed(nested, out[entry.name])  # type: ignore[arg-type]
+        elif entry.name not in out and entry.default is not dataclasses.MISSING:
+            out[entry.name] = entry.default
+        elif entry.name not in out and entry.default_factory is not dataclasses.MISSING:
+            out[entry.name] = to_dict(entry.default_factory())
+    return out
 
 
 def result_fields(config: TrainConfig) -> dict[str, Any]:

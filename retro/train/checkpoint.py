@@ -34,6 +34,7 @@ from retro.artifacts.manifest import (
     write_manifest,
 )
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
+from retro.config.train import complete_result_fields
 from retro.model.retro import RetroModel
 from retro.model.weights import CONFIG_NAME, WEIGHTS_NAME, load_weights, save_model
 from retro.train.state import TrainState
@@ -152,13 +153,19 @@ def check_identity(path: Path, identity: Identity) -> int:
     ArtifactError subclasses if it cannot be opened.
     """
     manifest = _open(path)
-    differences = describe_differences(manifest.config, identity.to_dict())
+    differences = describe_differences(_complete(manifest.config), _complete(identity.to_dict()))
     if differences:
         raise ArtifactMismatchError(
             f"{path}: belongs to another run than this configuration: {differences}; give the run another name=, or "
             "restore these values (a change of steps changes the whole learning-rate schedule, so it needs a new name)"
         )
     return int(manifest.stats["step"])
+
+
+def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that the version which wrote the checkpoint did not have yet get their defaults."""
+    config = complete_result_fields(identity.get("config", {}))
+    return json.loads(json.dumps({**identity, "config": config}))
 
 
 def load_checkpoint(path: Path, *, model: RetroModel, optimizer: torch.optim.Optimizer, identity: Identity) -> Resumed:

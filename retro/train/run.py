@@ -128,6 +128,7 @@ def _build_trainer(
 ) -> Trainer:
     torch.manual_seed(config.seed)  # the same weights in every process, and for GPT and RETRO where both have them
     model = RetroModel(config.model).to(processes.device)
+    model.checkpointed = frozenset(config.activation_checkpointing)
     if initial is not None and latest is None:
         initial.load(model)
     seed_process(config.seed, processes)

@@ -14,7 +14,9 @@ import torch
 
 from retro.artifacts.manifest import MANIFEST_NAME
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
+from retro.config.loader import from_dict
 from retro.config.model import ModelConfig
+from retro.config.train import TrainConfig, result_fields
 from retro.model import RetroModel
 from retro.optim.adamw import build_adamw
 from retro.train import checkpoint
@@ -149,6 +151,20 @@ def test_a_foreign_checkpoint_is_refused_by_field(tmp_path: Path, other: Identit
     with pytest.raises(ArtifactMismatchError, match="another name=") as caught:
         load(path, other)
     assert message in str(caught.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path):
+    """Fields that it does not have stand for what that version did, their defaults; not for anything else."""
+    config = from_dict(
+        TrainConfig, {**SETTINGS, "steps": 900, "name": "n", "release": "r", "model": {"width": 8, "chunk_length": 2}}
+    )
+    today = result_fields(config)
+    earlier = {**today, "model": {k: v for k, v in today["model"].items() if k not in ("gate", "positions", "encoder")}}
+    path = save(tmp_path, 2, identity=Identity(earlier, "release-1", "tokenizer-1"))
+    assert load(path, Identity(today, "release-1", "tokenizer-1")).state.step == 2
+    other = {**today, "model": {**today["model"], "gate": {"kind": "learned", "value": 0.0}}}
+    with pytest.raises(ArtifactMismatchError, match=r'model\.gate\.kind: checkpoint "fixed", now "learned"'):
+        load(path, Identity(other, "release-1", "tokenizer-1"))
 
 
 def test_differences_name_fields_that_only_one_side_has():

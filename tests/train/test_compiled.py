@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch._inductor.exc import InvalidCxxCompiler
 
+from retro.model import RetroModel
 from retro.train.compiled import compile_or_stay_eager
 from retro.train.run import train
+from tests.model.builders import TINY, K, R, random_tokens, suffix_mask, tiny
 from tests.train import releases
 
 
@@ -32,27 +33,29 @@ def eager(release: Path, root: Path) -> list[dict]:
 
 def test_a_model_that_cannot_be_compiled_stays_as_it_was():
     torch.manual_seed(0)
-    model, warnings = nn.Linear(3, 2), []
-    x = torch.randn(4, 3)
-    before, random = model(x), torch.get_rng_state()
+    model, warnings = RetroModel(TINY), []
+    x = random_tokens(2, 12)
+    before, random = model(x).logits, torch.get_rng_state()
 
     def rehearse() -> None:
         assert model._compiled_call_impl is not None
         torch.rand(1)
-        model.forward(x).sum().backward()
+        assert model.static_shapes
+        model.forward(x).logits.sum().backward()
         raise InvalidCxxCompiler
 
     assert not compile_or_stay_eager(model, rehearse, warnings.append)
     assert model._compiled_call_impl is None
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
-    assert torch.equal(model(x), before)
+    assert not model.static_shapes
+    assert torch.equal(model(x).logits, before)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_an_error_of_the_model_is_no_compiler_problem():
-    model = nn.Linear(3, 2)
+    model = RetroModel(TINY)
     with pytest.raises(ZeroDivisionError):
         compile_or_stay_eager(model, lambda: 1 / 0, pytest.fail)
 
@@ -72,3 +75,33 @@ def test_compiled_losses_are_the_eager_ones(release: Path, tmp_path: Path):
     assert "compiled in" in errors
     expected = [row["loss"] for row in eager(release, tmp_path)]
     assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True], ids=["grid", "packed"])
+def test_the_whole_model_compiles_without_a_graph_break(packed: bool):
+    """Forward and backward, loss and gradients as without; other masks of the same shapes are not compiled again."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = RetroModel(tiny(smear_keys=True, num_kv_heads=1, dropout=0.0)).train()
+    model.static_shapes = True
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    tokens, neighbors = random_tokens(2, 12), random_tokens(2, 3, K, R, seed=1)
+    layout = {}
+    if packed:
+        starts, ends = torch.tensor([[0] * 5 + [5] * 7] * 2), torch.tensor([[3, 8, -1]] * 2)
+        layout = {"document_starts_BN": starts, "chunk_ends_BL": ends}
+    for seed in (2, 3):
+        mask, scored = suffix_mask(2, 3, seed=seed), torch.rand(2, 12) > 0.3
+        results = []
+        for function in (compiled, model):
+            loss = function(tokens, neighbors, mask, targets_BN=tokens, loss_mask_BN=scored, **layout).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+            model.zero_grad()
+        for fused, plain in zip(*results, strict=True):
+            torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
