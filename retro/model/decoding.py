@@ -9,35 +9,16 @@ RetroModel.forward with the same `chunk_ends_BL`.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retro.model.decoder import DecoderLayer
+from retro.model.decoding_cache import DecodingCache, LayerCache
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval
 from retro.model.retro import RetroModel
 from retro.nn.rotary import RotaryTable
-
-
-@dataclass
-class _LayerCache:
-    """Of one layer: keys, values [slots, capacity, Hkv, E]; unsmeared: the last token's keys before smearing [slots, 1,
-    Hkv, E]; cross_keys, cross_values [slots, K R, Hkv, E]."""
-
-    keys: Tensor
-    values: Tensor
-    unsmeared: Tensor
-    cross_keys: Tensor | None
-    cross_values: Tensor | None
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        for tensor in (self.unsmeared, self.cross_keys, self.cross_values):
-            if tensor is not None:
-                tensor[target] = tensor[source]
-        for tensor in (self.keys, self.values):
-            tensor[target, :length] = tensor[source, :length]
 
 
 class DecodingState:
@@ -77,11 +58,7 @@ class DecodingState:
         self._device = model.embedding.weight.device
         self._chunk = config.chunk_length
         self._first_retro = config.cross_attention_layers[0] - 1 if config.is_retro else -1
-        self._layers: list[_LayerCache] = []
-        self._history: Tensor | None = None
-        self._cross_mask: Tensor | None = None
-        self._rotary: RotaryTable | None = None
-        self._cross_rotary: RotaryTable | None = None
+        self._cache = DecodingCache(model, slots, capacity, num_neighbors, self.retrieved_length)
 
     @torch.inference_mode()
     def prefill(
@@ -113,28 +90,28 @@ class DecodingState:
                 normed_x: Tensor, layer: DecoderLayer = layer, number: int = number, kept: list[Tensor] = normed
             ) -> Tensor:
                 queries, keys, values = layer.attention.project(normed_x, rotary)
-                self._make_room(number, keys, normed_x)
-                cache = self._layers[number]
+                self._cache.make_room(number, keys, normed_x)
+                cache = self._cache.layers[number]
                 cache.keys[slot, :length], cache.values[slot, :length] = keys[0], values[0]
                 kept.append(normed_x[:, -1:])
                 return layer.attention.mix(queries, keys, values)
 
             attended = layer.attend(x, mix)
             if layer.attention.preparation.smear is not None:
-                self._layers[number].unsmeared[slot] = layer.attention.unsmeared_keys(normed[0])[0]
+                self._cache.layers[number].unsmeared[slot] = layer.attention.unsmeared_keys(normed[0])[0]
             if number == self._first_retro:
-                self._remember(slot, attended[0])
+                self._cache.remember(slot, attended[0])
             if plan is not None and cross_rotary is not None and layer.cross_attention is not None:
                 if encoded is None:
                     encoded = model.encode(plan, plan.cut_chunks(attended))
                 if not layer.cross_attention.is_off:
                     keys, values = layer.project_neighbors(encoded, plan, cross_rotary)
                     if served_from is not None:
-                        self._store_neighbors(number, [slot], keys[-1:], values[-1:])
+                        self._cache.store_neighbors(number, [slot], keys[-1:], values[-1:])
                     attended = layer.serve(attended, keys, values, plan, cross_rotary, model.gate)
             x = layer.finish(x, attended)
         if plan is not None and served_from is not None:
-            self._store_mask([slot], plan, rows=slice(-1, None))
+            self._cache.store_mask([slot], plan, rows=slice(-1, None))
         self.lengths[slot], self._served_from[slot] = length, served_from
         return F.linear(model.norm(x[0, -1]), model.output_weight).float()
 
@@ -166,7 +143,7 @@ class DecodingState:
         plan, arrivals = self._plan_events(events, neighbors_AKR, neighbor_mask_AKR)
         served = [a for a in range(count) if self._serves(a)]
         rows = torch.tensor(served, device=self._device)
-        rotary = self._rows_of(self._rotary, places)
+        rotary = self._rows_of(self._cache.rotary, places)
         cross_rotary = self._query_rotary(served)
         longest = max(positions) + 1
         mask = None
@@ -175,9 +152,9 @@ class DecodingState:
         order = torch.arange(count, device=self._device)
         encoded: Tensor | None = None
         for number, layer in enumerate(model.decoder_layers):
-            cache = self._layers[number]
+            cache = self._cache.layers[number]
 
-            def mix(normed: Tensor, layer: DecoderLayer = layer, cache: _LayerCache = cache) -> Tensor:
+            def mix(normed: Tensor, layer: DecoderLayer = layer, cache: LayerCache = cache) -> Tensor:
                 queries, keys, values, unsmeared = layer.attention.project_next(normed, rotary, cache.unsmeared[:count])
                 cache.keys[order, places], cache.values[order, places] = keys[:, 0], values[:, 0]
                 if layer.attention.preparation.smear is not None:
@@ -187,17 +164,17 @@ class DecodingState:
                 )
 
             attended = layer.attend(x, mix)
-            if self._history is not None and number == self._first_retro:
-                self._history[order, places % self._chunk] = attended[:, 0].to(self._history.dtype)
+            if number == self._first_retro:
+                self._cache.remember_next(order, places, attended[:, 0])
             if layer.cross_attention is not None:
                 if plan is not None:
                     if encoded is None:
-                        encoded = model.encode(plan, self._recall(arrivals))
-                        self._store_mask(arrivals, plan)
+                        encoded = model.encode(plan, self._cache.recall(arrivals, [positions[a] for a in arrivals]))
+                        self._cache.store_mask(arrivals, plan)
                     if not layer.cross_attention.is_off:
-                        assert self._cross_rotary is not None
-                        keys, values = layer.project_neighbors(encoded, plan, self._cross_rotary)
-                        self._store_neighbors(number, arrivals, keys, values)
+                        assert self._cache.cross_rotary is not None
+                        keys, values = layer.project_neighbors(encoded, plan, self._cache.cross_rotary)
+                        self._cache.store_neighbors(number, arrivals, keys, values)
                 if served and not layer.cross_attention.is_off:
                     attended = self._serve(number, layer, attended, rows, len(served) == count, cross_rotary)
             x = layer.finish(x, attended)
@@ -208,46 +185,12 @@ class DecodingState:
     def copy(self, source: int, target: int) -> None:
         """Make slot `target` hold what `source` holds."""
         with torch.inference_mode():
-            for layer in self._layers:
-                layer.copy(source, target, self.lengths[source])
-            for tensor in (self._history, self._cross_mask):
-                if tensor is not None:
-                    tensor[target] = tensor[source]
+            self._cache.copy(source, target, self.lengths[source])
         self.lengths[target], self._served_from[target] = self.lengths[source], self._served_from[source]
 
     def clear(self, slot: int) -> None:
         """Free a slot."""
         self.lengths[slot], self._served_from[slot] = 0, None
-
-    # --- room ---------------------------------------------------------------------------------------------------------
-
-    def _make_room(self, number: int, keys: Tensor, x: Tensor) -> None:
-        """Allocate the cache of layer `number`, in the dtype of `keys`, when it is first needed."""
-        if len(self._layers) > number:
-            return
-        model, config = self.model, self.model.config
-        heads = keys.shape[2:]
-
-        def empty(*shape: int, dtype: torch.dtype = keys.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=self._device)
-
-        retro = self.num_neighbors > 0 and (number + 1) in config.cross_attention_layers
-        places = self.num_neighbors * self.retrieved_length
-        self._layers.append(
-            _LayerCache(
-                empty(self.slots, self.capacity, *heads),
-                empty(self.slots, self.capacity, *heads),
-                empty(self.slots, 1, *heads),
-                empty(self.slots, places, *heads) if retro else None,
-                empty(self.slots, places, *heads) if retro else None,
-            )
-        )
-        if number == 0:
-            self._rotary = model.self_rotary(self.capacity, x)
-            if self.num_neighbors:
-                self._cross_rotary = model.cross_rotary(self.retrieved_length, x)
-                self._history = empty(self.slots, self._chunk, config.width, dtype=x.dtype)
-                self._cross_mask = empty(self.slots, places, dtype=torch.bool)
 
     def _rows_of(self, table: RotaryTable | None, places: Tensor) -> RotaryTable | None:
         """Tables [A, 1, 1, w] of one position per row."""
@@ -260,7 +203,7 @@ class DecodingState:
         if not served:
             return None
         offsets = [self.lengths[a] - (self._served_from[a] or 0) + self._chunk - 1 for a in served]
-        return self._rows_of(self._cross_rotary, torch.tensor(offsets, device=self._device))
+        return self._rows_of(self._cache.cross_rotary, torch.tensor(offsets, device=self._device))
 
     # --- retrieval ----------------------------------------------------------------------------------------------------
 
@@ -299,7 +242,7 @@ class DecodingState:
         if not events or neighbors is None or self.model.retrieval_is_off:
             return None, []
         self._check_shape(neighbors)
-        if self._history is None:
+        if self._cache.history is None:
             raise ValueError("num_neighbors: this state was made without room for neighbors")
         plan = plan_retrieval(
             neighbors[events][:, None],
@@ -326,36 +269,6 @@ class DecodingState:
                 f"{list(neighbors.shape[-2:])}"
             )
 
-    def _remember(self, slot: int, states: Tensor) -> None:
-        """Keep the last M states [n, D] of a sequence; position p lies at p mod M."""
-        if self._history is None:
-            return
-        positions = torch.arange(len(states), device=self._device)[-self._chunk :]
-        self._history[slot, positions % self._chunk] = states[-self._chunk :].to(self._history.dtype)
-
-    def _recall(self, slots: list[int]) -> Tensor:
-        """The last M states, that of the current token included, in order: [rows, M, D]."""
-        assert self._history is not None
-        last = torch.tensor([self.lengths[a] for a in slots], device=self._device)
-        steps = torch.arange(1 - self._chunk, 1, device=self._device)
-        places = (last[:, None] + steps) % self._chunk
-        return self._history[torch.tensor(slots, device=self._device)[:, None], places]
-
-    def _store_neighbors(self, number: int, slots: list[int], keys: Tensor, values: Tensor) -> None:
-        cache = self._layers[number]
-        assert cache.cross_keys is not None and cache.cross_values is not None
-        rows = torch.tensor(slots, device=self._device)
-        cache.cross_keys[rows, : keys.shape[1]] = keys.to(cache.cross_keys.dtype)
-        cache.cross_values[rows, : values.shape[1]] = values.to(cache.cross_values.dtype)
-
-    def _store_mask(self, slots: list[int], plan: RetrievalPlan, rows: slice = slice(None)) -> None:
-        assert self._cross_mask is not None
-        width = plan.num_neighbors * plan.longest
-        for index in slots:
-            self._cross_mask[index] = False
-        real = True if plan.key_mask is None else plan.key_mask[rows]
-        self._cross_mask[torch.tensor(slots, device=self._device), :width] = real
-
     def _serve(
         self,
         number: int,
@@ -366,7 +279,7 @@ class DecodingState:
         rotary: RotaryTable | None,
     ) -> Tensor:
         """`attended` [A, 1, D] plus cross-attention of the rows that neighbors serve."""
-        cache, mask = self._layers[number], self._cross_mask
+        cache, mask = self._cache.layers[number], self._cache.cross_mask
         assert cache.cross_keys is not None and cache.cross_values is not None and mask is not None
         assert rotary is not None
         # A view where it is a prefix, which is the usual case: no copy of the neighbors per token.

@@ -15,9 +15,9 @@ from retro.config.model import ModelConfig
 from retro.model.decoder import DecoderLayer
 from retro.model.encoder import Encoder
 from retro.model.initialise import initialise
+from retro.model.inputs import check_inputs
 from retro.model.loss import ModelOutput, token_loss
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval, plan_static_retrieval
-from retro.nn.chunked_cross_attention import count_chunks
 from retro.nn.documents import Documents, documents_of
 from retro.nn.linear import Embedding, Linear
 from retro.nn.norm import build_norm
@@ -127,7 +127,15 @@ class RetroModel(nn.Module):
         chunk_ends_BL: Tensor | None = None,
     ) -> Tensor:
         """The normed final states [B, N, D] that the vocabulary projection reads. Arguments as in `forward`."""
-        first = self._first_chunk_length(tokens_BN, first_chunk_length, document_starts_BN, chunk_ends_BL)
+        first = check_inputs(
+            self.config,
+            tokens_BN,
+            neighbors_BLKR,
+            neighbor_mask_BLKR,
+            first_chunk_length,
+            document_starts_BN,
+            chunk_ends_BL,
+        )
         plan = self._plan(tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first, document_starts_BN, chunk_ends_BL)
         documents = None if document_starts_BN is None else documents_of(document_starts_BN)
         x = self.embed_sequence(tokens_BN, None if documents is None else documents.positions)
@@ -213,77 +221,35 @@ class RetroModel(nn.Module):
     def _rotary(self, positions: int, width: int, like: Tensor) -> RotaryTable:
         return rotary_table(positions, width, self.config.rotary_base, like.device, like.dtype)
 
-    def _first_chunk_length(
-        self, tokens_BN: Tensor, given: int | None, document_starts_BN: Tensor | None, chunk_ends_BL: Tensor | None
-    ) -> int:
-        length, chunk = tokens_BN.shape[1], self.config.chunk_length
-        if length < 1:
-            raise ValueError("tokens_BN: expected at least one token per sequence, found none")
-        if document_starts_BN is not None and document_starts_BN.shape != tokens_BN.shape:
-            raise ValueError(
-                f"document_starts_BN: expected shape {list(tokens_BN.shape)}, found {list(document_starts_BN.shape)}"
-            )
-        if given is None:
-            return (length - 1) % chunk + 1
-        if chunk_ends_BL is not None:
-            raise ValueError("first_chunk_length: give it or chunk_ends_BL, not both")
-        if not 1 <= given <= chunk:
-            raise ValueError(f"first_chunk_length: expected 1..{chunk} (the chunk length), found {given}")
-        return given
-
     def _plan(
         self,
         tokens_BN: Tensor,
         neighbors_BLKR: Tensor | None,
         neighbor_mask_BLKR: Tensor | None,
-        first: int,
+        first_chunk_length: int,
         document_starts_BN: Tensor | None,
         chunk_ends_BL: Tensor | None,
     ) -> RetrievalPlan | None:
         if neighbors_BLKR is None:
-            if neighbor_mask_BLKR is not None:
-                raise ValueError("neighbor_mask_BLKR: given without neighbors_BLKR")
             return None
-        if self.encoder is None:
-            raise ValueError("neighbors_BLKR: this model is a plain GPT (cross_attention_layers is empty); pass None")
-        length, chunk = tokens_BN.shape[1], self.config.chunk_length
-        shape = tuple(neighbors_BLKR.shape)
-        if chunk_ends_BL is not None:
-            if len(shape) != 4 or tuple(chunk_ends_BL.shape) != shape[:2] or shape[0] != tokens_BN.shape[0]:
-                raise ValueError(
-                    f"chunk_ends_BL: expected the [B, L] of neighbors_BLKR, with B = {tokens_BN.shape[0]}, found "
-                    f"{list(chunk_ends_BL.shape)} for {list(shape)}"
-                )
-        else:
-            most = count_chunks(length, chunk, first)
-            if len(shape) != 4 or shape[0] != tokens_BN.shape[0] or shape[1] > most:
-                raise ValueError(
-                    f"neighbors_BLKR: expected [{tokens_BN.shape[0]}, at most {most}, K, R] for {length} tokens in "
-                    f"chunks of {chunk} (first: {first}), found {list(shape)}"
-                )
-        if neighbor_mask_BLKR is not None and tuple(neighbor_mask_BLKR.shape) != shape:
-            raise ValueError(
-                f"neighbor_mask_BLKR: expected the shape of neighbors_BLKR {list(shape)}, "
-                f"found {list(neighbor_mask_BLKR.shape)}"
-            )
         if self.retrieval_is_off:
             return None
         if self.static_shapes:
             return plan_static_retrieval(
                 neighbors_BLKR,
                 neighbor_mask_BLKR,
-                length=length,
-                chunk_length=chunk,
-                first_chunk_length=first,
+                length=tokens_BN.shape[1],
+                chunk_length=self.config.chunk_length,
+                first_chunk_length=first_chunk_length,
                 chunk_ends_BL=chunk_ends_BL,
                 document_starts_BN=document_starts_BN,
             )
         return plan_retrieval(
             neighbors_BLKR,
             neighbor_mask_BLKR,
-            length=length,
-            chunk_length=chunk,
-            first_chunk_length=first,
+            length=tokens_BN.shape[1],
+            chunk_length=self.config.chunk_length,
+            first_chunk_length=first_chunk_length,
             chunk_ends_BL=chunk_ends_BL,
             document_starts_BN=document_starts_BN,
             merge_equal=not self.config.encoder.cross_attention_layers,

@@ -155,9 +155,10 @@ def test_cross_attention_sees_positions() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn(1, 1, 16, generator=generator, dtype=torch.float64).expand(1, M, 16).contiguous()
     encoded = torch.randn(1, R, 16, generator=generator, dtype=torch.float64)
+    queries = rotary.rows(M - 1, 2 * M - 1)
     with torch.no_grad():
-        out = attention(blocks, encoded, 1, rotary)[0]
-        reversed_out = attention(blocks, encoded.flip(1), 1, rotary)[0]
+        out = attention.attend(blocks, *attention.project_neighbors(encoded, 1, rotary), queries)[0]
+        reversed_out = attention.attend(blocks, *attention.project_neighbors(encoded.flip(1), 1, rotary), queries)[0]
     distances = torch.cdist(out, out) + torch.eye(M)
     assert distances.min() > 1e-3
     assert (out - reversed_out).abs().max() > 1e-3
