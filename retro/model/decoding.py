@@ -92,7 +92,7 @@ class DecodingState:
                 queries, keys, values = layer.attention.project(normed_x, rotary)
                 self._cache.make_room(number, keys, normed_x)
                 cache = self._cache.layers[number]
-                cache.keys[slot, :length], cache.values[slot, :length] = keys[0], values[0]
+                cache.store(slot, keys[0], values[0])
                 kept.append(normed_x[:, -1:])
                 return layer.attention.mix(queries, keys, values)
 
@@ -156,12 +156,10 @@ class DecodingState:
 
             def mix(normed: Tensor, layer: DecoderLayer = layer, cache: LayerCache = cache) -> Tensor:
                 queries, keys, values, unsmeared = layer.attention.project_next(normed, rotary, cache.unsmeared[:count])
-                cache.keys[order, places], cache.values[order, places] = keys[:, 0], values[:, 0]
+                cache.store_next(order, places, keys[:, 0], values[:, 0])
                 if layer.attention.preparation.smear is not None:
                     cache.unsmeared[:count] = unsmeared
-                return layer.attention.mix_cached(
-                    queries, cache.keys[:count, :longest], cache.values[:count, :longest], mask
-                )
+                return layer.attention.mix_cached(queries, *cache.read(count, longest), mask)
 
             attended = layer.attend(x, mix)
             if number == self._first_retro:
@@ -286,8 +284,8 @@ class DecodingState:
         picked = slice(0, len(attended)) if all_rows else rows
         added = layer.attend_neighbors(
             attended[picked],
-            cache.cross_keys[picked],
-            cache.cross_values[picked],
+            cache.cross_keys[picked].transpose(1, 2),
+            cache.cross_values[picked].transpose(1, 2),
             rotary,
             mask[picked],
             self.model.gate,

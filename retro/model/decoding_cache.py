@@ -14,8 +14,9 @@ from retro.nn.rotary import RotaryTable
 
 @dataclass
 class LayerCache:
-    """Tensors of one layer: keys, values [slots, capacity, Hkv, E]; unsmeared [slots, 1, Hkv, E]: keys of the last
-    token before smearing; cross_keys, cross_values [slots, K R, Hkv, E]."""
+    """Tensors of one layer: keys, values [slots, Hkv, capacity, E]; unsmeared [slots, 1, Hkv, E]: keys of the last
+    token before smearing; cross_keys, cross_values [slots, Hkv, K R, E]. Tokens of one head lie side by side, as a
+    single query reads them."""
 
     keys: Tensor
     values: Tensor
@@ -23,12 +24,26 @@ class LayerCache:
     cross_keys: Tensor | None
     cross_values: Tensor | None
 
+    def store(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """A whole sequence: keys, values [n, Hkv, E]."""
+        self.keys[slot, :, : len(keys)] = keys.transpose(0, 1)
+        self.values[slot, :, : len(values)] = values.transpose(0, 1)
+
+    def store_next(self, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """One token of each slot of `slots` [A], at positions `places` [A]: keys, values [A, Hkv, E]."""
+        self.keys[slots, :, places], self.values[slots, :, places] = keys, values
+
+    def read(self, count: int, length: int) -> tuple[Tensor, Tensor]:
+        """Views [count, length, Hkv, E] of the first `length` keys and values of the first `count` slots."""
+        return self.keys[:count, :, :length].transpose(1, 2), self.values[:count, :, :length].transpose(1, 2)
+
     def copy(self, source: int, target: int, length: int) -> None:
+        """Copy a sequence of `length` tokens from slot to slot."""
         for tensor in (self.unsmeared, self.cross_keys, self.cross_values):
             if tensor is not None:
                 tensor[target] = tensor[source]
         for tensor in (self.keys, self.values):
-            tensor[target, :length] = tensor[source, :length]
+            tensor[target, :, :length] = tensor[source, :, :length]
 
 
 class DecodingCache:
@@ -57,7 +72,7 @@ class DecodingCache:
         if len(self.layers) > number:
             return
         model, config = self._model, self._model.config
-        heads = keys.shape[2:]
+        heads, size = keys.shape[2:]
 
         def empty(*shape: int, dtype: torch.dtype = keys.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self._device)
@@ -66,11 +81,11 @@ class DecodingCache:
         places = self._num_neighbors * self._retrieved_length
         self.layers.append(
             LayerCache(
-                empty(self._slots, self._capacity, *heads),
-                empty(self._slots, self._capacity, *heads),
-                empty(self._slots, 1, *heads),
-                empty(self._slots, places, *heads) if retro else None,
-                empty(self._slots, places, *heads) if retro else None,
+                empty(self._slots, heads, self._capacity, size),
+                empty(self._slots, heads, self._capacity, size),
+                empty(self._slots, 1, heads, size),
+                empty(self._slots, heads, places, size) if retro else None,
+                empty(self._slots, heads, places, size) if retro else None,
             )
         )
         if number == 0:
@@ -112,8 +127,8 @@ class DecodingCache:
         cache = self.layers[number]
         assert cache.cross_keys is not None and cache.cross_values is not None
         rows = torch.tensor(slots, device=self._device)
-        cache.cross_keys[rows, : keys.shape[1]] = keys.to(cache.cross_keys.dtype)
-        cache.cross_values[rows, : values.shape[1]] = values.to(cache.cross_values.dtype)
+        for kept, new in ((cache.cross_keys, keys), (cache.cross_values, values)):
+            kept[rows, :, : new.shape[1]] = new.transpose(1, 2).to(kept.dtype)
 
     def store_mask(self, slots: list[int], plan: RetrievalPlan, rows: slice = slice(None)) -> None:
         """Say which of the stored neighbor tokens are real: those of these rows of the plan."""
