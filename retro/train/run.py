@@ -21,6 +21,7 @@ from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import RetroModel, count_parameters
 from retro.optim.adamw import build_adamw
 from retro.optim.schedules import warmup_cosine
+from retro.train.allocator import keep_freed_memory
 from retro.train.callbacks.base import Callback
 from retro.train.callbacks.checkpointer import Checkpointer
 from retro.train.callbacks.metrics_file import MetricsFile
@@ -55,6 +56,8 @@ def train(config: TrainConfig) -> Outcome:
     TrainingDivergedError.
     """
     processes = open_processes(config)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     release = open_release(config.release)
     tokenizer = open_tokenizer(release.tokenizer)
     initial = None
