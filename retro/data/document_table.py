@@ -137,7 +137,8 @@ class DocumentRecords:
 
     def _lines(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """(bytes of the shard's records, end of each line), by memory map where the ends are stored."""
-        if self._open[0] != shard:
+        opened = self._open  # read once: another thread may open another shard meanwhile
+        if opened[0] != shard:
             entry = self._shards[shard]
             path, name = self._path(shard), f"lines-{entry['name']}.npy"
             data = read_bytes(path)
@@ -147,5 +148,5 @@ class DocumentRecords:
                 ends = np.flatnonzero(data == ord("\n")) + 1
                 if len(ends) != int(entry["rows"]):
                     raise ArtifactCorruptError(f"{path}: expected {entry['rows']} lines, found {len(ends)}; restore it")
-            self._open = (shard, data, ends)
-        return self._open[1], self._open[2]
+            opened = self._open = (shard, data, ends)
+        return opened[1], opened[2]

@@ -102,6 +102,10 @@ class Tokenizer(ABC):
         """
         return np.array([len(piece) for piece in self._bytes], dtype=np.int32)
 
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes that one id stands for, perhaps part of a character; b"" for a special token."""
+        return self._bytes[token]
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each token, for display; together they are the text of all.
 
