@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,11 @@ class RetroBatch:
 
     tokens_BN, targets_BN int32; loss_mask_BN bool: positions whose target is scored; neighbors_BLKR int32 and
     neighbor_mask_BLKR bool (True = real and useful), or both None without retrieval; chunk_ids_BL int64: query chunk
-    of each place, -1 = padding; sample_ids_B int64: number of each sequence.
+    of each place, -1 = none; sample_ids_B int64: number of each sequence.
+
+    document_starts_BN int32: position (in the sequence) of the first token of each position's document, None = the
+    documents of a sequence are not kept apart. chunk_ends_BL int64: position of the last token of each chunk of
+    chunk_ids_BL, -1 = none; None = chunk l is the positions l M .. (l + 1) M - 1.
     """
 
     tokens_BN: np.ndarray
@@ -27,6 +31,8 @@ class RetroBatch:
     neighbor_mask_BLKR: np.ndarray | None
     chunk_ids_BL: np.ndarray
     sample_ids_B: np.ndarray
+    document_starts_BN: np.ndarray | None = None
+    chunk_ends_BL: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids_B)
@@ -35,20 +41,14 @@ class RetroBatch:
         """The same as tensors on `device`: token ids int64, masks bool."""
         import torch
 
-        def move(array: np.ndarray) -> torch.Tensor:
+        def move(array: np.ndarray | None) -> Any:
+            if array is None:
+                return None
             # Moved in their narrow type and widened there: half the traffic to an accelerator.
             tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
             return tensor if tensor.dtype == torch.bool else tensor.long()
 
-        return TorchBatch(
-            tokens_BN=move(self.tokens_BN),
-            targets_BN=move(self.targets_BN),
-            loss_mask_BN=move(self.loss_mask_BN),
-            neighbors_BLKR=None if self.neighbors_BLKR is None else move(self.neighbors_BLKR),
-            neighbor_mask_BLKR=None if self.neighbor_mask_BLKR is None else move(self.neighbor_mask_BLKR),
-            chunk_ids_BL=move(self.chunk_ids_BL),
-            sample_ids_B=move(self.sample_ids_B),
-        )
+        return TorchBatch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ class TorchBatch:
     neighbor_mask_BLKR: torch.Tensor | None
     chunk_ids_BL: torch.Tensor
     sample_ids_B: torch.Tensor
+    document_starts_BN: torch.Tensor | None
+    chunk_ends_BL: torch.Tensor | None
 
     def __len__(self) -> int:
         return len(self.sample_ids_B)

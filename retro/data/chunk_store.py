@@ -171,14 +171,15 @@ class ChunkStore:
         np.copyto(tokens, windows, where=mask, casting="unsafe")
         return mask
 
-    def read(self, ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [n, length] in the stored type, spans int64 [n]) from the start of each chunk of ids int64 [n].
+    def read(self, ids: np.ndarray, length: int, skip: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [n, length] in the stored type, spans int64 [n]) from the start of each chunk of ids int64 [n], or
+        from `skip` (int64 [n], at most the span) tokens after it.
 
         Only the first `span` tokens of a row are the document's; what follows must be masked by the caller. A removed
         chunk has span 0.
         """
         ids = self._checked(ids)
-        starts, spans = self._starts.take(ids), self._spans.take(ids)
+        starts, spans = self._starts.take(ids) + skip, self._spans.take(ids) - skip
         try:
             if spans.all():
                 return self.tokens.gather(starts, length), spans

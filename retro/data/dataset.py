@@ -1,10 +1,8 @@
-"""Sequences with their neighbors: everything about targets, masks and padding is made here and nowhere else."""
+"""Sequences of whole chunks with their neighbors: targets, masks and padding of the chunk layout."""
 
 from __future__ import annotations
 
-import dataclasses
-from functools import cached_property
-from typing import Literal
+from typing import Unpack
 
 import numpy as np
 
@@ -12,28 +10,13 @@ from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
 from retro.data.chunk_store import ChunkStore
 from retro.data.neighbor_table import NeighborTable
-from retro.data.release_match import check_same_tokens
-from retro.data.sequence_neighbors import SequenceNeighbors
-
-Retrieval = Literal["on", "off", "shuffled"]
+from retro.data.text_dataset import Options, TextDataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Shortage:
-    """Neighbors that are not there, over some chunks: `excluded`, because the sequence excludes so many of the stored
-    ones; `unstored`, because the search found no more. entries: chunks times neighbors."""
-
-    chunks: int
-    entries: int
-    excluded: int
-    unstored: int
-
-
-class RetroDataset:
+class RetroDataset(TextDataset):
     """Sequence i = the query chunks [i L, (i + 1) L), each padded on the right to M tokens; L = N / M.
 
-    The last sequence is filled up with padding. `dataset[i]` is a RetroBatch of one, `dataset.__getitems__(ids)` of
-    many; B N L M K R as in RetroBatch.
+    The last sequence is filled up with padding. B N L M K R as in RetroBatch; options and errors as in TextDataset.
 
     Targets: the token at p + 1 of the same document, also across the end of the sequence. Scored (loss_mask_BN): every
     token of every document but its first, once; with score_last_position=False not the one that the last position of a
@@ -43,10 +26,7 @@ class RetroDataset:
     where chunk u + 1 is not of the same document (they would tell one document about another) and where no position
     that they serve is scored.
 
-    retrieval: "on"; "off" (no neighbors); "shuffled", the control: each chunk has the neighbors of another chunk of
-    the data set, of another document where there is one, except those that are of a document of its own sequence.
-
-    Raises ConfigError for options that do not fit each other and ArtifactMismatchError for artifacts that do not.
+    isolate_documents: the batch tells where documents begin (document_starts_BN), so that attention stays within them.
     """
 
     def __init__(
@@ -55,73 +35,29 @@ class RetroDataset:
         database: ChunkStore | None,
         neighbors: NeighborTable | None,
         *,
-        sequence_length: int,
-        num_neighbors: int = 2,
-        pad_id: int | None = None,
-        retrieval: Retrieval = "on",
-        seed: int = 0,
-        score_last_position: bool = False,
-        retrieved_length: int | None = None,
+        isolate_documents: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        """pad_id: None = what the tokenizer pads with; retrieved_length: R, default twice the chunk length of the
-        database; seed: of the shuffled control."""
-        self.queries, self.database, self.neighbors = queries, database, neighbors
-        self.chunk_length = queries.chunk_length
-        self.sequence_length, self.num_neighbors = sequence_length, num_neighbors
-        self.pad_id = queries.tokens.pad_id if pad_id is None else pad_id
-        self.retrieval, self.seed, self.score_last_position = retrieval, seed, score_last_position
-        if sequence_length < 1 or sequence_length % self.chunk_length:
-            nearest = max(1, sequence_length // self.chunk_length) * self.chunk_length
-            raise ConfigError(
-                f"sequence_length: expected a multiple of the chunk length {self.chunk_length}, found "
-                f"{sequence_length}; use for instance {nearest}"
-            )
-        self.sequence_chunks = sequence_length // self.chunk_length
-        if retrieval not in ("on", "off", "shuffled"):
-            raise ConfigError(f"retrieval: expected 'on', 'off' or 'shuffled', found {retrieval!r}")
-        if seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, found {seed}")
-        self.retrieved_length = 0
-        if retrieval != "off":
-            self._check_retrieval()
-            assert database is not None
-            self.retrieved_length = 2 * database.chunk_length if retrieved_length is None else retrieved_length
-            if self.retrieved_length < 1:
-                raise ConfigError(f"retrieved_length: expected 1 or more, found {retrieved_length}")
-        if retrieval == "shuffled" and queries.num_chunks < 2:
-            raise ConfigError("retrieval 'shuffled' needs at least two chunks to exchange neighbors")
+        """options: those of TextDataset."""
+        super().__init__(queries, database, neighbors, **options)
+        self.isolate_documents = isolate_documents
+        self.sequence_chunks = self.sequence_length // self.chunk_length
 
-    def _check_retrieval(self) -> None:
-        if self.database is None or self.neighbors is None:
+    def _check_sequence_length(self) -> None:
+        length, chunk = self.sequence_length, self.chunk_length
+        if length < 1 or length % chunk:
             raise ConfigError(
-                f"retrieval {self.retrieval!r} needs a database and a neighbor table, and this split has none; "
-                "run find_neighbors for it, or set retrieval to 'off'"
-            )
-        check_same_tokens(self.queries.tokens, self.database.tokens)
-        if not 1 <= self.num_neighbors <= self.neighbors.k:
-            raise ConfigError(
-                f"num_neighbors: expected 1 to {self.neighbors.k}, which {self.neighbors.folder} holds, found "
-                f"{self.num_neighbors}; lower it, or run find_neighbors with keep={self.num_neighbors}"
+                f"sequence_length: expected a multiple of the chunk length {chunk}, found {length}; use for instance "
+                f"{max(1, length // chunk) * chunk}"
             )
 
     def __len__(self) -> int:
         """Number of sequences."""
         return (self.queries.num_chunks + self.sequence_chunks - 1) // self.sequence_chunks
 
-    def __getitem__(self, sample: int) -> RetroBatch:
-        """One sequence, as a batch of one."""
-        return self.__getitems__([sample])
-
-    def __getitems__(self, samples: list[int] | np.ndarray) -> RetroBatch:
-        """The sequences of the given numbers, in this order. Raises IndexError for one that there is not."""
-        sample_ids = np.asarray(samples, dtype=np.int64).reshape(-1)
-        if len(sample_ids) and not 0 <= int(sample_ids.min()) <= int(sample_ids.max()) < len(self):
-            raise IndexError(
-                f"sequences: expected 0 to {len(self) - 1}, found {sample_ids.min()} to {sample_ids.max()}"
-            )
-        count, length = self.sequence_chunks, self.chunk_length
-        chunks = sample_ids[:, None] * count + np.arange(count)
-        chunks[chunks >= self.queries.num_chunks] = -1
+    def _batch(self, sample_ids: np.ndarray) -> RetroBatch:
+        length = self.chunk_length
+        chunks = self._chunks(sample_ids)
         tokens, targets, scored = self._read_sequences(chunks)
         if not self.score_last_position:
             scored[:, -1] = False
@@ -131,7 +67,14 @@ class RetroDataset:
             # chunk's first token. It is scored exactly where the next chunk is of the same document and is served.
             useful = scored[:, length - 1 :: length]
             neighbors, mask = self._read_neighbors(chunks, useful)
-        return RetroBatch(tokens, targets, scored, neighbors, mask, chunks, sample_ids)
+        starts = self._document_starts(chunks) if self.isolate_documents else None
+        return RetroBatch(tokens, targets, scored, neighbors, mask, chunks, sample_ids, document_starts_BN=starts)
+
+    def _chunks(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Query chunks int64 [B, L] of the sequences int64 [B], -1 = padding."""
+        chunks = sample_ids[:, None] * self.sequence_chunks + np.arange(self.sequence_chunks)
+        chunks[chunks >= self.queries.num_chunks] = -1
+        return chunks
 
     def _read_sequences(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """chunks int64 [B, L], -1 = padding -> tokens, targets int32 [B, N], bool [B, N]: where targets are real."""
@@ -139,6 +82,17 @@ class RetroDataset:
         tokens, real = self.queries.gather_neighbors(chunks.reshape(-1), self.pad_id, self.chunk_length + 1)
         shape = (len(chunks), chunks.shape[1] * self.chunk_length)
         return tokens[:, :-1].reshape(shape), tokens[:, 1:].reshape(shape), real[:, 1:].reshape(shape)
+
+    def _document_starts(self, chunks: np.ndarray) -> np.ndarray:
+        """int32 [B, N]: position of the first token of each position's document; padding chunks are one by
+        themselves."""
+        documents = np.full(chunks.shape, -1, dtype=np.int64)
+        real = chunks >= 0
+        documents[real] = self.queries.documents(chunks[real])
+        begins = np.zeros(chunks.shape, dtype=np.int32)
+        begins[:, 1:] = np.where(documents[:, 1:] != documents[:, :-1], np.arange(1, chunks.shape[1]), 0)
+        begins = np.maximum.accumulate(begins, axis=1) * np.int32(self.chunk_length)
+        return np.repeat(begins, self.chunk_length, axis=1)
 
     def _read_neighbors(self, chunks: np.ndarray, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbor tokens int32 [B, L, K, R] and mask; nothing is read for chunks that are not useful [B, L]."""
@@ -153,64 +107,19 @@ class RetroDataset:
         No neighbor is of a document of the sequence (or of a group, where the table excludes those).
         """
         useful = chunks >= 0 if useful is None else useful
-        rows = None if self.retrieval == "on" else self._exchange[chunks[useful]]
         ids = np.full((*chunks.shape, k), -1, dtype=np.int64)
         if self._sequence_neighbors is not None:
-            ids[useful] = self._sequence_neighbors.find(chunks, useful, k, rows)
+            ids[useful] = self._sequence_neighbors.find(chunks, useful, k, self._table_rows(chunks[useful]))
         return ids
 
-    @cached_property
-    def _sequence_neighbors(self) -> SequenceNeighbors | None:
-        """None where retrieval is off."""
-        if self.retrieval == "off" or self.database is None or self.neighbors is None:
-            return None
-        return SequenceNeighbors(self.queries, self.database, self.neighbors)
+    def _retrieving_chunks(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All real chunks, whether their neighbors serve a scored position or not."""
+        chunks = self._chunks(sample_ids)
+        real = chunks >= 0
+        return chunks[real], self.neighbor_ids(chunks, self.num_neighbors)[real]
 
-    def shortage(self, sequences: int = 1024) -> Shortage:
-        """How many neighbors chunks lack of `num_neighbors`, over a seeded sample of so many sequences."""
-        if self.neighbors is None or self.retrieval == "off":
-            return Shortage(0, 0, 0, 0)
-        generator = np.random.Generator(np.random.Philox(self.seed))
-        # Drawn without a permutation of all sequences: there may be a billion.
-        sample = np.sort(generator.choice(len(self), size=min(sequences, len(self)), replace=False, shuffle=False))
-        chunks = sample[:, None] * self.sequence_chunks + np.arange(self.sequence_chunks)
-        chunks[chunks >= self.queries.num_chunks] = -1
-        real = chunks[chunks >= 0]
-        ids = self.neighbor_ids(chunks, self.num_neighbors)[chunks >= 0]
-        rows = real if self.retrieval == "on" else self._exchange[real]
-        missing, unstored = int((ids < 0).sum()), int((self.neighbors.rows(rows, self.num_neighbors) < 0).sum())
-        return Shortage(len(ids), ids.size, missing - unstored, unstored)
-
-    @cached_property
-    def _exchange(self) -> np.ndarray:
-        return derange(self.queries.documents(np.arange(self.queries.num_chunks)), self.seed)
-
-    def verify(self) -> None:
-        """Check the artifacts as a whole; reads them all. Raises ArtifactCorruptError."""
-        self.queries.verify()
-        if self.database is not None and self.database.folder != self.queries.folder:
-            self.database.verify()
-        if self.neighbors is not None:
-            self.neighbors.verify()
-
-
-def derange(documents: np.ndarray, seed: int) -> np.ndarray:
-    """Permutation int64 [n] without a fixed point, a pure function of its arguments: entry i is the chunk whose
-    neighbors chunk i is given, of another document wherever the documents int64 [n] allow it to be found."""
-    count = len(documents)
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0x5AFF1E], dtype=np.uint64)))
-    cycle = generator.permutation(count)
-    # One cycle through all chunks in random order has no fixed point.
-    out = np.empty(count, dtype=np.int64)
-    out[cycle] = np.roll(cycle, -1)
-    for i in np.flatnonzero(documents[out] == documents):
-        if documents[out[i]] != documents[i]:
-            continue  # an earlier exchange has mended it
-        for tries in (64, 4096):
-            partners = generator.integers(0, count, size=tries)
-            good = (documents[out[partners]] != documents[i]) & (documents[out[i]] != documents[partners])
-            if good.any():
-                j = partners[int(np.argmax(good))]
-                out[i], out[j] = out[j], out[i]
-                break
-    return out
+    def padding_share(self, sequences: int = 1024) -> float:
+        """See TextDataset: chunks that are shorter than M, and the end of the split."""
+        chunks = self._chunks(self._sample(sequences))
+        tokens = int(self.queries.lengths(chunks[chunks >= 0]).sum())
+        return 1 - tokens / max(chunks.size * self.chunk_length, 1)

@@ -43,9 +43,16 @@ class SequenceNeighbors:
         table rows to read for them (default: their own). None is of a document (group) of the sequence.
         """
         sequence, column = np.nonzero(wanted)
+        return self.find_within(chunks[sequence, column], sequence, self._documents(chunks), k, rows)
+
+    def find_within(
+        self, chunks: np.ndarray, sequence: np.ndarray, documents: np.ndarray, k: int, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same for chunks int64 [n] that stand in the sequences int64 [n] of B. documents: int64 [B, W], numbers of
+        all documents that each sequence has tokens of, in any order and any number of times."""
         own = rows is None
-        rows = chunks[sequence, column] if rows is None else rows
-        keys = self._sequence_keys(chunks)
+        rows = chunks if rows is None else rows
+        keys = documents if self._query_keys is None else np.asarray(self._query_keys[documents])
         width = min(k + _SPARE, self.table.k)
         stored = self.table.rows(rows, width)
         found = stored[:, :k].copy()
@@ -59,20 +66,19 @@ class SequenceNeighbors:
                 found[rest], _ = self._allowed(self.table.rows(rows[rest]), keys[sequence[rest]], k)
         return found
 
-    def _sequence_keys(self, chunks: np.ndarray) -> np.ndarray:
-        """[B, L] keys (or numbers) of the documents or groups of each sequence; padding repeats a real one."""
+    def _documents(self, chunks: np.ndarray) -> np.ndarray:
+        """[B, L] numbers of the documents of each sequence; padding repeats a real one."""
         filled = chunks
         if chunks.size and int(chunks.min()) < 0:
             filled = np.where(chunks >= 0, chunks, chunks.max(axis=1, keepdims=True))
             if int(filled.min()) < 0:  # sequences of padding only
                 filled = np.maximum(filled, 0)
-        documents = self.queries.documents(filled)
-        return documents if self._query_keys is None else np.asarray(self._query_keys[documents])
+        return self.queries.documents(filled)
 
     def _allowed(self, stored: np.ndarray, sequence_keys: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The first k allowed of the stored neighbors: ids [n, k], and which rows have k, or have no more stored.
 
-        stored: int64 [n, c]; sequence_keys: [n, L], of the sequence of each row.
+        stored: int64 [n, c]; sequence_keys: [n, W], of the sequence of each row.
         """
         present = stored >= 0
         documents = (
@@ -80,7 +86,7 @@ class SequenceNeighbors:
         )
         keys = documents if self._database_keys is None else np.asarray(self._database_keys[documents])
         allowed = present.copy()
-        # One key of the sequences at a time: [n, c] is small, [n, c, L] is not.
+        # One key of the sequences at a time: [n, c] is small, [n, c, W] is not.
         for other in range(sequence_keys.shape[1]):
             allowed &= keys != sequence_keys[:, other, None]
         if bool(allowed[:, :k].all()):
