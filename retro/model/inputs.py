@@ -33,8 +33,6 @@ def check_inputs(
     if neighbors_BLKR is None:
         if neighbor_mask_BLKR is not None:
             raise ValueError("neighbor_mask_BLKR: given without neighbors_BLKR")
-        if chunk_ends_BL is not None:
-            raise ValueError("chunk_ends_BL: given without neighbors_BLKR")
         return first
     if not config.is_retro:
         raise ValueError("neighbors_BLKR: this model is a plain GPT (cross_attention_layers is empty); pass None")

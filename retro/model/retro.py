@@ -99,7 +99,7 @@ class RetroModel(nn.Module):
         chunk_ends_BL int64 [B, L]: position of the last token of the chunk whose neighbors row l holds, ascending, -1 =
             an unused row. A row serves the up to M positions from there on, until the next chunk's end or the end of
             the document; its chunk is the up to M tokens of the document that end there. Instead of
-            first_chunk_length.
+            first_chunk_length; not read without neighbors.
         Raises ValueError for shapes and lengths that do not fit, and when neighbors are given to a plain GPT.
         """
         if reduction not in ("mean", "sum"):
