@@ -209,3 +209,18 @@ def test_wrong_shapes_are_refused() -> None:
     learned = RetroModel(tiny(positions="learned", max_positions=12))
     with pytest.raises(ValueError, match="at most max_positions 12 tokens per sequence, found 13"):
         learned(tokens)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_static_shapes_read_no_value_on_the_host(packed: bool) -> None:
+    """On the meta device there are no values: what would wait for an accelerator fails there."""
+    with torch.device("meta"):
+        model = RetroModel(tiny(smear_keys=True)).train()
+        model.static_shapes = True
+        tokens, neighbors = torch.zeros((2, 12), dtype=torch.int64), torch.zeros((2, 3, K, R), dtype=torch.int64)
+        mask = neighbors > 0
+        layout = {"document_starts_BN": tokens, "chunk_ends_BL": neighbors[..., 0, 0]} if packed else {}
+        logits = model(tokens, neighbors, mask, **layout).logits
+        logits.sum().backward()
+    assert logits.shape == (2, 12, V)
+    assert all(p.grad is not None for p in model.parameters())
