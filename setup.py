@@ -46,7 +46,10 @@ extras = {
     "tensorboard": ["tensorboard>=2.16"],
     "ray": ["ray>=2.50"],  # prep on a cluster: executor.type: ray
     "transformers": ["transformers>=4.45", "tokenizers>=0.20"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30,<1", "prometheus-client>=0.20"],
     "dev": [
+        "openai>=1.50",  # the client that retro serve is compatible with
+        "websocket-client>=1.7",  # speaks to a headless browser
         "datasketch>=2,<3",  # a test compares the layout of bands with its own
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -67,7 +70,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["retro", "retro.*", "data_prep", "data_prep.*", "launch", "launch.*"]),
-    package_data={"retro": ["py.typed"], "retro.analysis": ["templates/*"], "data_prep": ["rate_sets/*.yaml"]},
+    package_data={
+        "retro": ["py.typed"],
+        "retro.analysis": ["templates/*"],
+        "retro.serving": ["page/*"],
+        "data_prep": ["rate_sets/*.yaml"],
+    },
     install_requires=core + prep,
     extras_require=extras,
     entry_points={"console_scripts": ["retro = retro.cli.main:main"]},

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "retro.cli.generate",
         "continue a prompt, retrieving at every chunk, and say where evidence came from",
     ),
+    "serve": ("retro.cli.serve", "answer completions over HTTP with their evidence; a page to try it"),
     "search": ("retro.cli.search", "search the database of a release"),
     "launch": ("retro.cli.launch", "start a command on several processes"),
     "report": ("retro.cli.report", "compare runs: tables on the terminal and one self-contained HTML file"),

@@ -30,6 +30,7 @@ TABLE: dict[str, set[str]] = {
         "retro.artifacts",
         "retro.config",
     },
+    "retro.serving": {"retro.inference", "retro.retrieval", "retro.data", "retro.artifacts", "retro.config"},
     "retro.analysis": {"retro.artifacts", "retro.config"},
     "data_prep": {"retro.config", "retro.artifacts", "retro.data", "retro.retrieval"},
     "launch": {"retro.config", "retro.artifacts"},
@@ -61,6 +62,11 @@ HEAVY: dict[str, set[str]] = {
     "sentencepiece": {"retro.data", "data_prep"},
     "tokenizers": {"retro.data", "data_prep"},
     "matplotlib": {"retro.analysis"},
+    "fastapi": {"retro.serving"},
+    "starlette": {"retro.serving"},
+    "uvicorn": {"retro.serving"},
+    "pydantic": {"retro.serving"},
+    "prometheus_client": {"retro.serving"},
 }
 # Never at a module's top level: the module must be importable without them.
 LAZY = ("faiss", "transformers", "wandb", "tensorboard", "datasets", "scipy", "matplotlib", "ray")

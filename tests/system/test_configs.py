@@ -12,12 +12,20 @@ from retro.config.launch import LaunchConfig
 from retro.config.loader import dump_yaml, load_config
 from retro.config.model import ModelConfig
 from retro.config.preparation import PrepConfig
+from retro.config.serving import ServeConfig
 from retro.config.train import TrainConfig
 from tests.system.workplace import CONFIGS, ROOT
 
-CLASSES = {"prep": PrepConfig, "model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "launch": LaunchConfig}
+CLASSES = {
+    "prep": PrepConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "launch": LaunchConfig,
+    "serve": ServeConfig,
+}
 #: What no file can know, and every command that uses the file gives.
-GIVEN = {"eval": ["checkpoint=runs/x"]}
+GIVEN = {"eval": ["checkpoint=runs/x"], "serve": ["checkpoint=runs/x"]}
 GIVEN_BY_NAME = {
     "prep/add_documents.yaml": ["ingest.jsonl.folder=x"],
     "prep/jsonl.yaml": ["ingest.jsonl.folder=x"],
