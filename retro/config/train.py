@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "compile",
     "activation_checkpointing",
     "device",
+    "peak_tflops",
     "log_every",
     "validate_every",
     "checkpoint_every",
@@ -49,7 +50,9 @@ class TrainConfig:
     checkpoint folder whose weights to start from; the model is then that checkpoint's, so leave `model` out.
     model.cross_attention_layers empty = GPT, trained without neighbors.
 
-    sequence_length N; num_neighbors K (a GPT does not read it); global_batch: sequences per step over all processes;
+    sequence_length N; num_neighbors K (a GPT does not read it); packing of the text into sequences, for training and
+    validation: chunks (each padded to M tokens, documents of a sequence see each other) or documents (end to end
+    without padding, and none sees another; docs/concepts.md). global_batch: sequences per step over all processes;
     micro_batch: sequences per process at a time, None = its whole share. Learning rate: linear warm-up over
     warmup_steps, then cosine to min_learning_rate at `steps`. gradient_clip: largest norm of the whole gradient, None
     = not clipped. precision bf16 = autocast with float32 weights. seed: of the initial weights, the sample order and
@@ -58,6 +61,9 @@ class TrainConfig:
     whose activations are computed again in the backward pass instead of kept (memory for time, same bits): decoder
     (self-attention and feed-forward), cross_attention, encoder. loader_workers: processes that prepare batches, 0 = a
     thread.
+
+    peak_tflops: of one device in this precision, what the logged model FLOPs utilisation is relative to; None = that of
+    the GPU's name, or measured at the start.
 
     In steps: log_every and checkpoint_every (0 = after the last step only), validate_every (0 = never, otherwise also
     after the last step; on the first validate_sequences of the validation split). keep_checkpoints: newest ones kept.
@@ -72,6 +78,7 @@ class TrainConfig:
     init_from: str | None = None
     sequence_length: int = 512
     num_neighbors: int = 2
+    packing: Literal["chunks", "documents"] = "chunks"
     global_batch: int = 8
     micro_batch: int | None = None
     steps: int = 1000
@@ -88,6 +95,7 @@ class TrainConfig:
     compile: bool = False
     activation_checkpointing: tuple[Literal["decoder", "cross_attention", "encoder"], ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: float | None = None
     validate_every: int = 100
     validate_sequences: int = 32
     checkpoint_every: int = 200
@@ -126,6 +134,10 @@ class TrainConfig:
             f"gradient_clip: expected above 0, or null for none, found {self.gradient_clip}",
         )
         _require(
+            self.peak_tflops is None or self.peak_tflops > 0,
+            f"peak_tflops: expected above 0, or null to look it up or measure it, found {self.peak_tflops}",
+        )
+        _require(
             self.micro_batch is None or self.global_batch % self.micro_batch == 0,
             f"global_batch: expected a multiple of micro_batch {self.micro_batch}, found {self.global_batch}",
         )
@@ -133,6 +145,11 @@ class TrainConfig:
         _require(len(set(parts)) == len(parts), f"activation_checkpointing: expected each once, found {list(parts)}")
         foreign = [part for part in parts if part != "decoder" and self.init_from is None and not self.model.is_retro]
         _require(not foreign, f"activation_checkpointing: a plain GPT has no {', '.join(foreign)}; remove it")
+        _require(
+            self.dataset == "text" or self.packing == "chunks",
+            f"packing: expected 'chunks' with dataset {self.dataset!r}, found {self.packing!r}; each question is a "
+            "sequence by itself, so remove packing",
+        )
         # With init_from the chunk length is the checkpoint's, and checked when the data is opened.
         _require(
             self.init_from is not None or self.sequence_length % self.model.chunk_length == 0,

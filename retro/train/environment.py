@@ -13,12 +13,13 @@ import torch
 
 from retro import __version__
 from retro.train.distributed import Processes
+from retro.train.peak import Peak
 
 _PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "sentencepiece", "tokenizers")
 
 
-def describe_environment(processes: Processes) -> dict[str, Any]:
-    """JSON-able; what cannot be found out is null."""
+def describe_environment(processes: Processes, peak: Peak) -> dict[str, Any]:
+    """JSON-able; what cannot be found out is null. peak: what model FLOPs utilisation is relative to."""
     return {
         "retro_pretraining": __version__,
         "python": platform.python_version(),
@@ -28,6 +29,8 @@ def describe_environment(processes: Processes) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "device": _device(processes.device),
+        "peak_tflops": float(f"{peak.tflops:.4g}"),
+        "peak_source": peak.source,
         "processes": processes.world,
         "threads_per_process": torch.get_num_threads(),
         "git_commit": _git("rev-parse", "HEAD"),

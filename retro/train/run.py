@@ -15,8 +15,8 @@ import torch
 from retro.artifacts.release import Release, open_release
 from retro.config.loader import to_dict
 from retro.config.train import TrainConfig, result_fields
-from retro.data.dataset import RetroDataset
 from retro.data.loader import TrainLoader
+from retro.data.text_dataset import TextDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import RetroModel, count_parameters
 from retro.optim.adamw import build_adamw
@@ -26,6 +26,7 @@ from retro.train.callbacks.base import Callback
 from retro.train.callbacks.checkpointer import Checkpointer
 from retro.train.callbacks.metrics_file import MetricsFile
 from retro.train.callbacks.progress import Progress
+from retro.train.callbacks.utilisation import Utilisation
 from retro.train.callbacks.validator import Validator
 from retro.train.checkpoint import Identity, check_identity, latest_checkpoint, load_checkpoint
 from retro.train.compiled import compile_or_stay_eager
@@ -33,6 +34,7 @@ from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
 from retro.train.environment import describe_environment
 from retro.train.initial import InitialWeights, open_initial_weights, take_model
+from retro.train.peak import Peak, device_peak
 from retro.train.randomness import restore_generators, seed_process
 from retro.train.run_folder import RunFolder, silent_log
 from retro.train.state import TrainState
@@ -85,13 +87,14 @@ def train(config: TrainConfig) -> Outcome:
             if step >= config.steps:
                 log.info(f"{folder.path}: finished at step {step}; nothing to do")
                 return Outcome(folder.path, TrainState(step=step), None)
-        trainer = _build_trainer(config, data, identity, folder, processes, log, latest, initial)
+        peak = device_peak(processes.device, config.precision, config.peak_tflops)
+        trainer = _build_trainer(config, data, identity, folder, processes, log, latest, initial, peak)
         if processes.is_main:
             folder.write_config(config)
             folder.write_release(release.path)
-            folder.write_environment(describe_environment(processes))
+            folder.write_environment(describe_environment(processes, peak))
         log.info(_summary(config, trainer, folder, release))
-        for line in _missing_neighbors(data):
+        for line in _padding(config, data) + _missing_neighbors(data):
             log.info(line)
         if config.compile:
             _compile(trainer, log)
@@ -108,7 +111,7 @@ def build_loader(config: TrainConfig, data: RunData, processes: Processes, start
     """This process's micro-batches from the given position of the sample stream."""
     micro_batch = config.micro_batch or max(1, config.global_batch // processes.world)
     return TrainLoader(
-        data.train,  # type: ignore[arg-type]  # the loader asks for __len__ and __getitems__ only
+        data.train,
         global_batch=config.global_batch,
         micro_batch=micro_batch,
         rank=processes.rank,
@@ -128,6 +131,7 @@ def _build_trainer(
     log: logging.Logger,
     latest: Path | None,
     initial: InitialWeights | None,
+    peak: Peak,
 ) -> Trainer:
     torch.manual_seed(config.seed)  # the same weights in every process, and for GPT and RETRO where both have them
     model = RetroModel(config.model).to(processes.device)
@@ -142,7 +146,7 @@ def _build_trainer(
         betas=(config.beta1, config.beta2),
         eps=config.adam_eps,
     )
-    callbacks = build_callbacks(config, data, identity, folder, processes, log)
+    callbacks = build_callbacks(config, data, identity, folder, processes, log, peak)
     state = TrainState()
     if latest is not None:
         resumed = load_checkpoint(latest, model=model, optimizer=optimizer, identity=identity)
@@ -178,11 +182,13 @@ def build_callbacks(
     folder: RunFolder,
     processes: Processes,
     log: logging.Logger,
+    peak: Peak,
 ) -> list[Callback]:
     """The observers that `config` asks for, in the order in which they must be called."""
     callbacks: list[Callback] = []
     if processes.is_main:
-        callbacks.append(MetricsFile(folder.metrics, config.log_every))
+        utilisation = Utilisation(peak)
+        callbacks += [utilisation, MetricsFile(folder.metrics, config.log_every, utilisation)]
         if config.wandb != "disabled":
             from retro.train.callbacks.weights_and_biases import WeightsAndBiases
 
@@ -194,13 +200,14 @@ def build_callbacks(
                     run_name=config.name,
                     folder=folder.path,
                     config=to_dict(config),
+                    utilisation=utilisation,
                 )
             )
         if config.tensorboard:
             from retro.train.callbacks.tensorboard import TensorBoard
 
-            callbacks.append(TensorBoard(folder.tensorboard, config.log_every))
-        callbacks.append(Progress(log))
+            callbacks.append(TensorBoard(folder.tensorboard, config.log_every, utilisation))
+        callbacks.append(Progress(log, utilisation))
     if data.validation is not None:
         validation = Validation(
             data.validation,
@@ -225,9 +232,18 @@ def _compile(trainer: Trainer, log: logging.Logger) -> None:
         log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")
 
 
+def _padding(config: TrainConfig, data: RunData) -> list[str]:
+    """Say which share of the training positions is padding, and what would mend it."""
+    if not isinstance(data.train, TextDataset):
+        return []
+    share = data.train.padding_share()
+    line = f"packing {config.packing}: {share:.2%} of the positions hold padding"
+    return [line + ("; packing=documents has none" if config.packing == "chunks" and share >= 0.005 else "")]
+
+
 def _missing_neighbors(data: RunData) -> list[str]:
     """Say how many neighbors the training chunks lack, on a sample of sequences, and what would mend it."""
-    if not isinstance(data.train, RetroDataset):
+    if not isinstance(data.train, TextDataset):
         return []
     found = data.train.shortage()
     if found.excluded + found.unstored == 0:

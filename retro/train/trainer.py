@@ -96,6 +96,8 @@ class Trainer:
                     tensors.neighbor_mask_BLKR,
                     targets_BN=tensors.targets_BN,
                     loss_mask_BN=tensors.loss_mask_BN,
+                    document_starts_BN=tensors.document_starts_BN,
+                    chunk_ends_BL=tensors.chunk_ends_BL,
                     reduction="sum",
                 )
             self.processes.accelerator.backward(output.loss)
@@ -107,6 +109,8 @@ class Trainer:
         losses, scored = [], 0
         for i in range(count):
             batch = next(batches)
+            for callback in self.callbacks:
+                callback.on_micro_batch(self, batch)
             scored += int(batch.loss_mask_BN.sum())
             losses.append(self.forward_backward(batch, last=i == count - 1))
         own_loss = sum(loss.item() for loss in losses)

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 CHUNK, SEQUENCE = 16, 64
 #: Files that are not results: locks, speed-only caches, clocks, hardware and text for people.
-CLOCK_FIELDS = ("elapsed_s", "tokens_per_s", "seconds", "throughput")
+CLOCK_FIELDS = (
+    "elapsed_s", "tokens_per_s", "model_tflops_per_s", "mfu", "seconds", "flop_seconds", "throughput", "peak_tflops",
+)  # fmt: skip
 UNCOMPARED = ("environment.json", "log.txt")
 
 

@@ -110,7 +110,7 @@ def config(release: Path, root: Path, retro: bool = True, **changes: Any) -> Tra
 def metrics(run: Path, event: str | None = None) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without the fields that depend on the clock."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("elapsed_s", "tokens_per_s")
+    clock = ("elapsed_s", "tokens_per_s", "model_tflops_per_s", "mfu")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows if event in (None, row["event"])]
 
 

@@ -14,6 +14,8 @@ import pytest
 from retro.config.errors import ConfigError
 from retro.train.callbacks.metrics_file import LogWindow
 from retro.train.callbacks.progress import Progress
+from retro.train.callbacks.utilisation import Utilisation
+from retro.train.peak import Peak
 from retro.train.run import train
 from retro.train.state import StepRecord, TrainState
 from tests.train import releases
@@ -28,9 +30,16 @@ def fake_trainer(step: int = 0, steps: int = 10, last: bool = False) -> Any:
     return SimpleNamespace(state=TrainState(step), steps=steps, is_last_step=last)
 
 
+def utilisation(flops: int = 10**12, peak: float = 5.0) -> Utilisation:
+    """Of steps of `flops` operations on a device of `peak` TFLOP/s."""
+    counter = Utilisation(Peak(peak, "configuration"))
+    counter.step_flops = flops
+    return counter
+
+
 def test_a_line_covers_the_steps_since_the_last_line():
     rows: list[dict[str, Any]] = []
-    window = LogWindow(2, rows.append)
+    window = LogWindow(2, rows.append, utilisation())
     for step, loss_sum, tokens in ((1, 10.0, 10), (2, 90.0, 30), (3, 5.0, 5)):
         window.on_step(fake_trainer(steps=3), record(step, loss_sum, tokens))
     assert [(row["step"], row["loss"], row["tokens_per_s"]) for row in rows] == [(2, 2.5, 40.0), (3, 1.0, 10.0)]
@@ -39,13 +48,13 @@ def test_a_line_covers_the_steps_since_the_last_line():
 def test_the_window_survives_a_resume():
     straight: list[dict[str, Any]] = []
     resumed: list[dict[str, Any]] = []
-    window = LogWindow(4, straight.append)
+    window = LogWindow(4, straight.append, utilisation())
     for step in range(1, 5):
         window.on_step(fake_trainer(), record(step, step / 7))
-    first = LogWindow(4, resumed.append)
+    first = LogWindow(4, resumed.append, utilisation())
     for step in (1, 2):
         first.on_step(fake_trainer(), record(step, step / 7))
-    second = LogWindow(4, resumed.append)
+    second = LogWindow(4, resumed.append, utilisation())
     second.load_state(json.loads(json.dumps(first.state())))
     for step in (3, 4):
         second.on_step(fake_trainer(), record(step, step / 7))
@@ -58,7 +67,8 @@ def test_metrics_always_have_the_last_step(release: Path, tmp_path: Path, every:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == lines
     assert list(rows[0]) == [
-        "event", "step", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_s", "elapsed_s",
+        "event", "step", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_s",
+        "model_tflops_per_s", "mfu", "elapsed_s",
     ]  # fmt: skip
     assert rows[-1]["samples"] == 32
 
@@ -69,27 +79,27 @@ def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture
     handler.emit = lambda r: lines.append(r.getMessage())  # type: ignore[method-assign]
     log = logging.Logger("test", logging.INFO)
     log.addHandler(handler)
-    progress = Progress(log, seconds=3600)
+    progress = Progress(log, utilisation(), seconds=3600)
     progress.on_start(fake_trainer())
     for step in range(1, 11):
         progress.on_step(fake_trainer(last=step == 10), record(step))
     progress.on_stop(fake_trainer(), failed=False)
     assert lines == [
-        "step 1/10  loss 2.000  lr 1.00e-01  20 tokens/s  left 0:04",
-        "step 10/10  loss 2.000  lr 1.00e-01  20 tokens/s  left 0:00",
+        "step 1/10  loss 2.000  lr 1.00e-01  20 tokens/s  MFU 40.0%  left 0:04",
+        "step 10/10  loss 2.000  lr 1.00e-01  20 tokens/s  MFU 40.0%  left 0:00",
     ]
     assert capsys.readouterr().err == ""
 
 
 def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = Progress(logging.Logger("test"))
+    progress = Progress(logging.Logger("test"), utilisation())
     progress.on_start(fake_trainer(step=5))
     progress.on_step(fake_trainer(), record(6))
     progress.on_stop(fake_trainer(), failed=False)
     shown = capsys.readouterr().err
     assert "6/10" in shown
-    assert "loss 2.000, 20 tokens/s" in shown
+    assert "loss 2.000, 20 tokens/s, MFU 40.0%" in shown
 
 
 def test_tensorboard_gets_what_metrics_get(release: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from retro.data.batch import RetroBatch
 from retro.train.state import StepRecord, ValidationRecord
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class Callback:
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of this session; trainer.state.step is more than 0 in a resumed run."""
+
+    def on_micro_batch(self, trainer: Trainer, batch: RetroBatch) -> None:
+        """Before the forward pass of each micro-batch of this process."""
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """After every optimizer step."""

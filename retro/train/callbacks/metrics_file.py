@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from retro.artifacts.atomic import write_text_atomic
 from retro.train.callbacks.base import Callback
+from retro.train.callbacks.utilisation import Utilisation
 from retro.train.state import StepRecord, ValidationRecord
 
 if TYPE_CHECKING:
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
 class LogWindow(Callback):
     """Every `every` steps (0 = after the last one only) gives `emit` the figures of the steps since the last time.
 
-    Its state survives a resume, so the figures are those of a run that was never stopped.
+    Its state survives a resume, so the figures are those of a run that was never stopped. `utilisation` comes before it
+    among the callbacks.
     """
 
     name = "log_window"
 
-    def __init__(self, every: int, emit: Callable[[dict[str, Any]], None]) -> None:
-        self.every, self._emit = every, emit
+    def __init__(self, every: int, emit: Callable[[dict[str, Any]], None], utilisation: Utilisation) -> None:
+        self.every, self._emit, self._utilisation = every, emit, utilisation
         self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0
+        self._flops, self._flop_seconds = 0, 0.0
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Add the step; emit at multiples of `every` and after the run's last step."""
         self._loss_sum += record.loss_sum
         self._tokens += record.tokens
         self._seconds += record.seconds
+        self._flops += self._utilisation.step_flops
+        self._flop_seconds += record.seconds
         step = record.state.step
         due = self.every > 0 and step % self.every == 0
         if not due and step < trainer.steps:
@@ -47,10 +52,13 @@ class LogWindow(Callback):
                 "learning_rate": record.learning_rate,
                 "grad_norm": record.grad_norm,
                 "tokens_per_s": round(self._tokens / max(self._seconds, 1e-9), 1),
+                "model_tflops_per_s": float(f"{self._flops / max(self._flop_seconds, 1e-9) / 1e12:.4g}"),
+                "mfu": float(f"{self._utilisation.share(self._flops, self._flop_seconds):.4g}"),
                 "elapsed_s": round(record.state.elapsed_s, 3),
             }
         )
         self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0
+        self._flops, self._flop_seconds = 0, 0.0
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
         """Emit the validation's figures."""
@@ -66,25 +74,34 @@ class LogWindow(Callback):
 
     def state(self) -> dict[str, Any]:
         """The window so far."""
-        return {"loss_sum": self._loss_sum, "tokens": self._tokens, "seconds": self._seconds}
+        return {
+            "loss_sum": self._loss_sum,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "flops": self._flops,
+            "flop_seconds": self._flop_seconds,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on with a window."""
         self._loss_sum, self._tokens, self._seconds = state["loss_sum"], state["tokens"], state["seconds"]
+        # A window that an earlier version began has steps whose operations were not counted.
+        self._flops, self._flop_seconds = state.get("flops", 0), state.get("flop_seconds", 0.0)
 
 
 class MetricsFile(LogWindow):
     """Appends to metrics.jsonl; on start drops the lines after the step that is resumed from.
 
     train: step, samples and scored tokens so far; loss, nats per token over the steps since the last line; learning
-    rate and gradient norm (before clipping) of the step; tokens_per_s, scored tokens, over these steps; elapsed_s,
+    rate and gradient norm (before clipping) of the step; tokens_per_s, scored tokens, over these steps;
+    model_tflops_per_s and mfu, of one device over these steps (retro/train/callbacks/utilisation.py); elapsed_s,
     training seconds so far.
     """
 
     name = "metrics"
 
-    def __init__(self, path: Path, every: int) -> None:
-        super().__init__(every, self._write)
+    def __init__(self, path: Path, every: int, utilisation: Utilisation) -> None:
+        super().__init__(every, self._write, utilisation)
         self.path = path
         self._file: IO[str] | None = None
 

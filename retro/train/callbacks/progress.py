@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from retro.train.callbacks.base import Callback
+from retro.train.callbacks.utilisation import Utilisation
 from retro.train.state import StepRecord, ValidationRecord
 
 if TYPE_CHECKING:
@@ -18,17 +19,18 @@ _SMOOTHING = 0.9
 
 
 class Progress(Callback):
-    """Loss, tokens/s and remaining time. On a terminal a bar; otherwise one log line every `seconds`, and for the
-    first and the last step of a session."""
+    """Loss, tokens/s, model FLOPs utilisation and remaining time. On a terminal a bar; otherwise one log line every
+    `seconds`, and for the first and the last step of a session. `utilisation` comes before it among the callbacks."""
 
     name = "progress"
 
-    def __init__(self, log: logging.Logger, seconds: float = 15.0) -> None:
-        self._log, self._every = log, seconds
+    def __init__(self, log: logging.Logger, utilisation: Utilisation, seconds: float = 15.0) -> None:
+        self._log, self._utilisation, self._every = log, utilisation, seconds
         self._bar: Any = None
         self._printed = 0.0
         self._loss: float | None = None
         self._rate: float | None = None
+        self._mfu: float | None = None
         self._step_seconds: float | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -45,8 +47,11 @@ class Progress(Callback):
         self._loss = _smooth(self._loss, record.loss)
         self._step_seconds = _smooth(self._step_seconds, record.seconds)
         self._rate = _smooth(self._rate, record.tokens / max(record.seconds, 1e-9))
+        self._mfu = _smooth(self._mfu, self._utilisation.share(self._utilisation.step_flops, record.seconds))
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self._loss:.3f}, {self._rate:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {self._loss:.3f}, {self._rate:,.0f} tokens/s, MFU {self._mfu:.1%}", refresh=False
+            )
             self._bar.update()
             return
         now = time.monotonic()
@@ -55,7 +60,7 @@ class Progress(Callback):
             left = _duration((trainer.steps - record.state.step) * self._step_seconds)
             self._log.info(
                 f"step {record.state.step}/{trainer.steps}  loss {self._loss:.3f}  lr {record.learning_rate:.2e}  "
-                f"{self._rate:,.0f} tokens/s  left {left}"
+                f"{self._rate:,.0f} tokens/s  MFU {self._mfu:.1%}  left {left}"
             )
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from retro.config.errors import ConfigError
 from retro.train.callbacks.metrics_file import LogWindow
+from retro.train.callbacks.utilisation import Utilisation
 
 if TYPE_CHECKING:
     from retro.train.trainer import Trainer
@@ -20,8 +21,8 @@ class TensorBoard(LogWindow):
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(every, self._send)
+    def __init__(self, folder: Path, every: int, utilisation: Utilisation) -> None:
+        super().__init__(every, self._send, utilisation)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from retro.config.errors import ConfigError
 from retro.train.callbacks.metrics_file import LogWindow
+from retro.train.callbacks.utilisation import Utilisation
 
 if TYPE_CHECKING:
     from retro.train.trainer import Trainer
@@ -30,8 +31,9 @@ class WeightsAndBiases(LogWindow):
         run_name: str,
         folder: Path,
         config: dict[str, Any],
+        utilisation: Utilisation,
     ) -> None:
-        super().__init__(every, self._send)
+        super().__init__(every, self._send, utilisation)
         try:
             import wandb
         except ImportError:
