@@ -10,6 +10,8 @@ about 600 tokens, every chunk with 2 neighbors drawn at random over the whole st
   all         the same with one long document per sequence, where every chunk but the last needs its neighbors
   sharded     as `on`, tokens in 16 shards, chunks in 16 and the table in 64
   off         the same data set without retrieval
+  packed      PackedDataset with retrieval, as in training: no padding, neighbors of about as many chunks as in `on`
+  packed_sharded, packed_off: the same in the shards of `sharded`, and without retrieval
   loader      TrainLoader around `on`: with the thread that prepares batches
   to_torch    `on`, and the batch as tensors
   reference   one Python loop over sequences, chunks and neighbors with plain slices of the memory maps
@@ -39,6 +41,8 @@ from retro.data.batch import RetroBatch
 from retro.data.dataset import RetroDataset
 from retro.data.loader import TrainLoader
 from retro.data.neighbor_table import open_neighbor_table
+from retro.data.packed_dataset import PackedDataset
+from retro.data.text_dataset import TextDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the builders of the tests are not installed
 
@@ -77,7 +81,12 @@ def dataset(store: Any, table: Any, **options: Any) -> RetroDataset:
     return RetroDataset(store, store, table, sequence_length=LENGTH, num_neighbors=NEIGHBORS, pad_id=0, **options)
 
 
-def random_batches(data: RetroDataset) -> Iterator[RetroBatch]:
+def packed(store: Any, table: Any, **options: Any) -> PackedDataset:
+    """The same documents, packed."""
+    return PackedDataset(store, store, table, sequence_length=LENGTH, num_neighbors=NEIGHBORS, pad_id=0, **options)
+
+
+def random_batches(data: TextDataset) -> Iterator[RetroBatch]:
     """Batches of random sequences, for ever."""
     generator = np.random.default_rng(1)
     while True:
@@ -184,6 +193,9 @@ def main() -> int:
             "all": random_batches(dataset(*long)),
             "sharded": random_batches(dataset(*sharded)),
             "off": random_batches(dataset(*usual, retrieval="off")),
+            "packed": random_batches(packed(*usual)),
+            "packed_sharded": random_batches(packed(*sharded)),
+            "packed_off": random_batches(packed(*usual, retrieval="off")),
             "loader": iter(loader),
             "to_torch": as_tensors(random_batches(on)),
             "reference": reference_batches(on),
@@ -195,7 +207,7 @@ def main() -> int:
             for name, batches in cases.items():
                 rates[name].append(measure(batches, options.seconds))
         result = {}
-        print(f"{'':10s} {'Mtok/s wall: median':>20s} {'quartiles':>16s} {'per CPU second':>15s}")
+        print(f"{'':14s} {'Mtok/s wall: median':>20s} {'quartiles':>16s} {'per CPU second':>15s}")
         for name, pairs in rates.items():
             wall, cpu = [w for w, _ in pairs], [c for _, c in pairs]
             low, middle, high = statistics.quantiles(wall, n=4)
@@ -206,9 +218,11 @@ def main() -> int:
                 "repeats": len(wall),
             }
             spread = f"{low / 1e6:.1f} to {high / 1e6:.1f}"
-            print(f"{name:10s} {middle / 1e6:20.1f} {spread:>16s} {statistics.median(cpu) / 1e6:15.1f}")
+            print(f"{name:14s} {middle / 1e6:20.1f} {spread:>16s} {statistics.median(cpu) / 1e6:15.1f}")
         reached = result["on"]["tokens_per_second"] / TARGET
         over = result["on"]["tokens_per_second"] / result["reference"]["tokens_per_second"]
+        packing = result["packed"]["tokens_per_second"] / TARGET
+        print(f"packed: {packing:.1f} times the target")
         print(f"on: {reached:.1f} times the target of {TARGET / 1e6:.0f} Mtok/s, {over:.1f} times the reference")
         if options.record:
             import torch

@@ -5,14 +5,23 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
-from retro.data.dataset import RetroDataset
 from retro.data.order import SampleStream
+
+
+class SequenceSource(Protocol):
+    """Numbered sequences: what a data set is to the loader."""
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+
+    def __getitems__(self, samples: list[int] | np.ndarray, /) -> RetroBatch:
+        """The sequences of these numbers, in this order."""
 
 
 class TrainLoader:
@@ -29,7 +38,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: RetroDataset,
+        dataset: SequenceSource,
         *,
         global_batch: int,
         micro_batch: int,
@@ -166,7 +175,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def iter_batches(dataset: RetroDataset, batch: int, limit: int | None = None) -> Iterator[RetroBatch]:
+def iter_batches(dataset: SequenceSource, batch: int, limit: int | None = None) -> Iterator[RetroBatch]:
     """The sequences 0, 1, ... in order, `batch` at a time, each once; limit: only the first so many sequences."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     for start in range(0, count, batch):

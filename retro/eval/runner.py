@@ -161,6 +161,7 @@ def _perplexity(
             retrieval=mode,
             seed=config.seed,
             score_last_position=True,
+            isolate_documents=checkpoint.isolates_documents,
         )
         for mode in modes
     }

@@ -57,6 +57,11 @@ class Checkpoint:
             )
         return load_model(self.folder, device)
 
+    @property
+    def isolates_documents(self) -> bool:
+        """Whether no document saw another one of its sequence in training; False where nothing tells."""
+        return self.stored.get("packing", self.settings.get("packing")) == "documents"
+
     def setting(self, name: str, given: int | None) -> int:
         """`given`, or the value of that name that the run was trained with. Raises ConfigError if neither is known."""
         if given is not None:

@@ -97,6 +97,7 @@ def save_checkpoint(
         "release": {"fingerprint": identity.release},
         "sequence_length": settings["sequence_length"],
         "num_neighbors": settings["num_neighbors"],
+        "packing": settings["packing"],
         "step": resumed.state.step,
     }
     save_model(temporary, model, extra)

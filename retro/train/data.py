@@ -13,14 +13,16 @@ from retro.config.train import TrainConfig
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.data.dataset import RetroDataset
 from retro.data.neighbor_table import open_neighbor_table
+from retro.data.packed_dataset import PackedDataset
 from retro.data.question_dataset import QuestionDataset, open_question_sequences, question_database
+from retro.data.text_dataset import Options, TextDataset
 from retro.data.tokenizer import Tokenizer
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "valid"
 #: Questions have no third split: their validation curve is for looking at only, nothing may be chosen by it.
 QUESTION_VALIDATION_SPLIT = "test"
 
-Sequences = RetroDataset | QuestionDataset
+Sequences = TextDataset | QuestionDataset
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _open_text(
     name: str,
     database: ChunkStore | None,
     score_last_position: bool,
-) -> RetroDataset:
+) -> TextDataset:
     split = release.split(name)
     queries = open_chunk_store(split.chunks)
     _check_chunk_length(str(queries.folder), queries.chunk_length, config)
@@ -81,10 +83,7 @@ def _open_text(
     neighbors = None
     if database is not None and split.neighbors is not None:
         neighbors = open_neighbor_table(split.neighbors, queries, database)
-    return RetroDataset(
-        queries,
-        database,
-        neighbors,
+    options = Options(
         sequence_length=config.sequence_length,
         num_neighbors=config.num_neighbors,
         pad_id=tokenizer.pad_id,
@@ -92,6 +91,15 @@ def _open_text(
         seed=config.seed,
         score_last_position=score_last_position,
     )
+    if config.packing == "documents":
+        dataset: TextDataset = PackedDataset(queries, database, neighbors, **options)
+    else:
+        dataset = RetroDataset(queries, database, neighbors, **options)
+    if len(dataset) == 0:
+        raise ArtifactMismatchError(
+            f"{queries.folder}: the documents of the split {name!r} were all removed; prepare another corpus"
+        )
+    return dataset
 
 
 def _open_questions(config: TrainConfig, release: Release, tokenizer: Tokenizer, split: str) -> QuestionDataset:

@@ -41,6 +41,8 @@ class Validation:
                     tensors.neighbor_mask_BLKR,
                     targets_BN=tensors.targets_BN,
                     loss_mask_BN=tensors.loss_mask_BN,
+                    document_starts_BN=tensors.document_starts_BN,
+                    chunk_ends_BL=tensors.chunk_ends_BL,
                     reduction="sum",
                 )
             nats += float(output.loss)

@@ -32,7 +32,7 @@ from retro.train.checkpoint import (
 from retro.train.state import TrainState
 
 CONFIG = ModelConfig(vocab_size=7, width=8, num_layers=1, num_heads=1, chunk_length=2, cross_attention_layers=(1,))
-SETTINGS = {"sequence_length": 4, "num_neighbors": 2, "steps": 9, "model": {"width": 8}}
+SETTINGS = {"sequence_length": 4, "num_neighbors": 2, "packing": "chunks", "steps": 9, "model": {"width": 8}}
 IDENTITY = Identity(SETTINGS, "release-1", "tokenizer-1")
 FILES = ("model.safetensors", "config.json", "optimizer.safetensors", "rng.safetensors", "state.json")
 

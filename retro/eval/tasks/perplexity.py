@@ -59,10 +59,13 @@ class PerplexityTask:
         for dataset in datasets.values():
             if dataset.queries.fingerprint != first.queries.fingerprint or not dataset.score_last_position:
                 raise ValueError("datasets: expected one split for all modes, with score_last_position=True")
+            if dataset.isolate_documents != first.isolate_documents:
+                raise ValueError("datasets: expected all modes to isolate documents, or none")
         self.datasets, self.tokenizer, self.table = dict(datasets), tokenizer, table
         self.queries: ChunkStore = first.queries
         self.sequence_length, self.chunk_length = first.sequence_length, first.chunk_length
         self.sequence_chunks = first.sequence_length // first.chunk_length
+        self.isolate_documents = first.isolate_documents
         self.batch, self.units_per_block = batch, batch * block_batches
         self.num_units = len(first) if max_sequences is None else min(max_sequences, len(first))
         self.num_blocks = math.ceil(self.num_units / self.units_per_block)
@@ -85,6 +88,7 @@ class PerplexityTask:
             "batch": self.batch,
             "block": self.units_per_block,
             "overlap_neighbors": self.overlap_neighbors,
+            **({"isolate_documents": True} if self.isolate_documents else {}),
         }
 
     def run_block(self, number: int, model: LanguageModel, carry: Any) -> Block:
