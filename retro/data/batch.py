@@ -16,8 +16,8 @@ class RetroBatch:
     """B sequences of N tokens in L chunks, with K neighbors of R tokens per chunk (B N L M K R: docs/concepts.md).
 
     tokens_BN, targets_BN int32; loss_mask_BN bool: positions whose target is scored; neighbors_BLKR int32 and
-    neighbor_mask_BLKR bool (True = real and useful), or both None without retrieval; chunk_ids_BL int64: query chunk
-    of each place, -1 = none; sample_ids_B int64: number of each sequence.
+    neighbor_mask_BLKR bool (True = real and useful; fewer rows than L: the rest serve nothing), or both None without
+    retrieval; chunk_ids_BL int64: query chunk of each place, -1 = none; sample_ids_B int64: number of each sequence.
 
     document_starts_BN int32: position (in the sequence) of the first token of each position's document, None = the
     documents of a sequence are not kept apart. chunk_ends_BL int64: position of the last token of each chunk of

@@ -95,9 +95,13 @@ class RetroDataset(TextDataset):
         return np.repeat(begins, self.chunk_length, axis=1)
 
     def _read_neighbors(self, chunks: np.ndarray, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Neighbor tokens int32 [B, L, K, R] and mask; nothing is read for chunks that are not useful [B, L]."""
+        """Neighbor tokens int32 [B, L, K, R] and mask, without the last row where it serves nothing by construction;
+        nothing is read for chunks that are not useful [B, L]."""
         assert self.database is not None
         ids = self.neighbor_ids(chunks, self.num_neighbors, useful)
+        if not self.score_last_position:
+            # Never useful: left out, for whoever computes all rows that there are (compiled models).
+            ids = ids[:, : max(1, self.sequence_chunks - 1)]
         return self.database.gather_neighbors(ids, self.pad_id, self.retrieved_length)
 
     def neighbor_ids(self, chunks: np.ndarray, k: int, useful: np.ndarray | None = None) -> np.ndarray:

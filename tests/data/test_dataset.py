@@ -82,12 +82,14 @@ def reference(release: TinyRelease, sample: int, score_last: bool) -> dict[str, 
             run = text(other)[first : first + R]
             neighbors[u, j, : len(run)] = run
             mask[u, j, : len(run)] = True
+    rows = L if score_last else L - 1  # the last chunk's neighbors would serve the last position only
+    assert not mask[rows:].any()
     return {
         "tokens_BN": tokens,
         "targets_BN": targets,
         "loss_mask_BN": scored,
-        "neighbors_BLKR": neighbors,
-        "neighbor_mask_BLKR": mask,
+        "neighbors_BLKR": neighbors[:rows],
+        "neighbor_mask_BLKR": mask[:rows],
         "chunk_ids_BL": np.array(ids),
     }
 
@@ -127,8 +129,8 @@ def test_neighbors_of_the_last_chunk_serve_only_the_last_position(release: TinyR
     training = make(release).__getitems__(samples)
     scoring = make(release, score_last_position=True).__getitems__(samples)
     assert training.neighbor_mask_BLKR is not None and scoring.neighbor_mask_BLKR is not None
-    assert not training.neighbor_mask_BLKR[:, -1].any() and scoring.neighbor_mask_BLKR[:, -1].any()
-    assert np.array_equal(training.neighbor_mask_BLKR[:, :-1], scoring.neighbor_mask_BLKR[:, :-1])
+    assert training.neighbor_mask_BLKR.shape[1] == L - 1 and scoring.neighbor_mask_BLKR[:, L - 1].any()
+    assert np.array_equal(training.neighbor_mask_BLKR, scoring.neighbor_mask_BLKR[:, : L - 1])
 
 
 def test_off_differs_from_on_in_the_neighbors_only(release: TinyRelease) -> None:
