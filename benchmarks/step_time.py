@@ -1,146 +1,62 @@
-"""Training-step time of RETRO over GPT, interleaved in one process.
+"""Step time and peak memory of RETRO over GPT, and over RETRO-pytorch, interleaved in one process.
 
-    python benchmarks/step_time.py [--bf16] [--rounds 10] [--threads 2] [--compile] [--record]
+    python benchmarks/step_time.py [--bf16] [--models gpt retro fast] [--memory] [--rounds 10] [--threads 2] [--record]
 
-Three models take one step each in turn (A B C A B C ...), so that noise of the machine hits all alike:
+The models (benchmarks/step_models.py) take one training step each in turn (A B C A B C ...), so that noise of the
+machine hits all alike: forward, backward, AdamW; no data loading.
 
-  plain   a self-contained GPT written here, on scaled_dot_product_attention with torch's own cross-entropy;
-  gpt     RetroModel without RETRO layers;
-  retro   RetroModel with chunked cross-attention at layers 2, 5, 8 and a 2-layer encoder,
-          fed as the data set feeds it in training: the neighbors of a sequence's last chunk serve no scored position
-          and are masked (`retro_all`, with --all-chunks: all 8 chunks, the last one serving a single position).
+  plain         a self-contained GPT written here, on scaled_dot_product_attention with torch's own cross-entropy;
+  gpt           RetroModel without RETRO layers;
+  retro         RetroModel with chunked cross-attention at layers 2, 5, 8 and a 2-layer encoder, fed as the data set
+                feeds it in training: the neighbors of a sequence's last chunk serve no scored position and are masked;
+  fast          the same with the encoder of the *_fast presets: one layer of half the width;
+  retro_all     retro with all 8 chunks, the last one serving a single position;
+  peer          RETRO-pytorch (PyPI retro-pytorch 0.3.9) with the 4 heads it is asked for;
+  peer_shipped  RETRO-pytorch as it ships: asked for 4 heads, it has 8. Both always encode all chunks.
 
-Configuration: width 256, 8 layers, 4 heads of 64, GELU, sequence 512 in chunks of 64, 2 neighbors of 128 tokens,
-batch 4, vocabulary 16,384, untied, random tokens; forward, backward, AdamW; no data loading. Reported: medians, and
-the median of the ratios within a round with its quartiles, of wall time and of CPU time. On a busy machine wall times
-mean nothing (rounds in which other processes used more than 0.08 cores are counted, and with fewer than 5 quiet rounds
-`wall_is_reliable` is false); the CPU time of a single thread (--threads 1) still does. --record adds the result to
-benchmarks/records/step_time.json.
+The peers need an interpreter that has both them and what this project needs (torch of the same version, numpy, PyYAML,
+safetensors), with this repository on its path; without it they are left out, and the reason is printed:
+
+    python3 -m venv PEER
+    PEER/bin/pip install torch==2.13.0 pyyaml safetensors "pyarrow<21" "transformers<5" faiss-cpu retro-pytorch==0.3.9
+    PYTHONPATH=. PEER/bin/python benchmarks/step_time.py --models gpt retro fast peer peer_shipped --record
+
+Reported: medians, and the median of the ratios within a round with its quartiles, of wall time and of CPU time; and
+the multiple of tokens per second over each peer. On a busy machine wall times mean nothing (rounds in which other
+processes used more than 0.08 cores are counted, and with fewer than 5 quiet rounds `wall_is_reliable` is false); the
+CPU time of a single thread (--threads 1) still does.
+
+--memory measures memory instead of time, each model in a process of its own: peak resident memory after three steps,
+and how much of it came after the imports.
+
+All models run with freed memory kept in the process (retro/train/allocator.py), as `retro train` does it;
+--allocator default leaves the C library as it is. --record adds the result to benchmarks/records/step_time.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from retro.config.model import ModelConfig
-from retro.model import RetroModel, count_parameters
-from retro.model.flops import sequence_flops
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-WIDTH, LAYERS, HEADS, HEAD, VOCABULARY = 256, 8, 4, 64, 16384
-BATCH, LENGTH, CHUNK, NEIGHBORS, RETRIEVED = 4, 512, 64, 2, 128
-CHUNKS = LENGTH // CHUNK
+from benchmarks.step_models import BATCH, LENGTH, MODELS, PEERS, build_step, step_flops, why_no_peer
+from benchmarks.text_corpus import hardware
+from retro.model import count_parameters
+from retro.train.allocator import keep_freed_memory
+
 RECORD = Path(__file__).parent / "records" / "step_time.json"
-
-GPT = ModelConfig(
-    vocab_size=VOCABULARY,
-    width=WIDTH,
-    num_layers=LAYERS,
-    num_heads=HEADS,
-    ffn="gelu",
-    rotary_fraction=0.5,
-    tie_embeddings=False,
-    chunk_length=CHUNK,
-)
-RETRO = dataclasses.replace(GPT, cross_attention_layers=(2, 5, 8))
-
-
-class PlainBlock(nn.Module):
-    """Pre-norm block with half-rotated heads and GELU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(WIDTH, 1e-5), nn.RMSNorm(WIDTH, 1e-5)
-        self.qkv = nn.Linear(WIDTH, 3 * HEADS * HEAD, bias=False)
-        self.out = nn.Linear(HEADS * HEAD, WIDTH, bias=False)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
-
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned, rest = x[..., : HEAD // 2], x[..., HEAD // 2 :]
-        a, b = turned.chunk(2, -1)
-        turned = turned * cos.to(x.dtype) + torch.cat((-b, a), -1) * sin.to(x.dtype)
-        return torch.cat((turned, rest), -1)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
-        q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-class PlainGPT(nn.Module):
-    """What a user would write: the yardstick for our own GPT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(PlainBlock() for _ in range(LAYERS))
-        self.norm, self.head = nn.RMSNorm(WIDTH, 1e-5), nn.Linear(WIDTH, VOCABULARY, bias=False)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        angles = torch.outer(torch.arange(LENGTH).float(), 10000.0 ** (torch.arange(0, HEAD // 2, 2) / -(HEAD // 2)))
-        cos, sin = torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
-
-
-def batches(all_chunks: bool) -> list[dict[str, Tensor]]:
-    """Four batches of random tokens; the last chunk's neighbors masked unless `all_chunks`."""
-    out = []
-    for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(1, VOCABULARY, (BATCH, LENGTH + 1), generator=generator)
-        neighbors = torch.randint(1, VOCABULARY, (BATCH, CHUNKS, NEIGHBORS, RETRIEVED), generator=generator)
-        mask = torch.ones_like(neighbors, dtype=torch.bool)
-        mask[:, -1] = all_chunks
-        out.append({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "neighbors": neighbors, "mask": mask})
-    return out
-
-
-def build_step(name: str, bf16: bool, compiled: bool) -> tuple[nn.Module, Callable[[int], float]]:
-    """The model and a function that makes training step i and returns its loss."""
-    torch.manual_seed(0)
-    model: nn.Module = PlainGPT() if name == "plain" else RetroModel(GPT if name == "gpt" else RETRO)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=3e-4, fused=True)
-    data = batches(all_chunks=name == "retro_all")
-    run: Any = torch.compile(model) if compiled else model
-
-    def step(i: int) -> float:
-        batch = data[i % len(data)]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            if name == "plain":
-                loss = run(batch["tokens"], batch["targets"])
-            elif name == "gpt":
-                loss = run(batch["tokens"], targets_BN=batch["targets"]).loss
-            else:
-                loss = run(batch["tokens"], batch["neighbors"], batch["mask"], targets_BN=batch["targets"]).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return model, step
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -153,7 +69,8 @@ def cpu_seconds() -> tuple[float, float]:
     return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK"), times.user + times.system
 
 
-def measure(names: list[str], rounds: int, warmup: int, bf16: bool, compiled: bool) -> dict[str, Any]:
+def measure_time(names: list[str], rounds: int, warmup: int, bf16: bool, compiled: bool) -> dict[str, Any]:
+    """Times of all models, a step each per round."""
     models = {name: build_step(name, bf16, compiled) for name in names}
     for i in range(warmup):
         for _, step in models.values():
@@ -178,61 +95,122 @@ def measure(names: list[str], rounds: int, warmup: int, bf16: bool, compiled: bo
         "quiet_rounds": len(quiet),
         "wall_is_reliable": len(quiet) >= 5,
         "median_foreign_load": round(statistics.median(foreign[i] for i in used), 3),
-        "models": {name: summary(name, models[name][0], seconds, cpu, used) for name in names},
+        "models": {name: time_summary(name, models[name][0], seconds, cpu, used) for name in names},
     }
 
 
-def summary(
+def time_summary(
     name: str, model: nn.Module, seconds: dict[str, list[float]], cpu: dict[str, list[float]], used: list[int]
 ) -> dict[str, Any]:
+    """One model's times, and its ratios to all others."""
     out: dict[str, Any] = {
         "parameters": count_parameters(model),
         "median_seconds": round(statistics.median(seconds[name][i] for i in used), 4),
         "median_cpu_seconds": round(statistics.median(cpu[name]), 4),
-        "gflop": round(BATCH * flops(name) / 1e9, 1),
     }
+    operations = step_flops(name)
+    if operations is not None:
+        out["gflop"] = round(operations / 1e9, 1)
     out["tokens_per_second"] = round(BATCH * LENGTH / out["median_seconds"])
     for other in seconds:
-        if other != name:
-            out[f"ratio_to_{other}"] = {
-                "wall": spread([seconds[name][i] / seconds[other][i] for i in used]),
-                "cpu": spread([mine / theirs for mine, theirs in zip(cpu[name], cpu[other], strict=True)]),
-            }
+        if other == name:
+            continue
+        out[f"ratio_to_{other}"] = {
+            "wall": spread([seconds[name][i] / seconds[other][i] for i in used]),
+            "cpu": spread([mine / theirs for mine, theirs in zip(cpu[name], cpu[other], strict=True)]),
+        }
+        if other in PEERS and name not in PEERS:
+            out[f"times_the_tokens_per_second_of_{other}"] = spread(
+                [seconds[other][i] / seconds[name][i] for i in used]
+            )
     return out
 
 
 def spread(ratios: list[float]) -> dict[str, Any]:
+    """Median and quartiles."""
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
 
 
-def flops(name: str) -> int:
-    """Matrix-product operations of a training step, per sequence."""
-    if name in ("plain", "gpt"):
-        return sequence_flops(GPT, LENGTH).training
-    chunks = CHUNKS if name == "retro_all" else CHUNKS - 1
-    return sequence_flops(
-        RETRO, LENGTH, retrieved_chunks=chunks, num_neighbors=NEIGHBORS, retrieved_length=RETRIEVED
-    ).training
+def measure_memory(names: list[str], options: list[str], repeats: int) -> dict[str, Any]:
+    """Peak memory of every model in processes of their own, in turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in names:
+            command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", name, *options]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    models = {
+        name: {key: round(statistics.median(row[key] for row in rows), 1) for key in rows[0]}
+        for name, rows in found.items()
+    }
+    for row in models.values():
+        for other in names:
+            row |= {f"{key}_ratio_to_{other}": round(row[key] / models[other][key], 3) for key in ("peak", "growth")}
+    return {"repeats": repeats, "unit": "MiB", "models": models}
+
+
+def memory_of(name: str, bf16: bool, compiled: bool) -> dict[str, float]:
+    """MiB of this process: highest resident memory after three steps, and growth since the imports."""
+    if name in PEERS:
+        why_no_peer()  # imported before the baseline, like ours
+    before = resident()
+    _, step = build_step(name, bf16, compiled)
+    for i in range(3):
+        step(i)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"peak": round(peak, 1), "growth": round(peak - before, 1)}
+
+
+def resident() -> float:
+    """MiB of resident memory now; where /proc is not offered, the highest so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def available(names: list[str]) -> list[str]:
+    """The models that can be built here; says why others are left out."""
+    reason = why_no_peer() if any(name in PEERS for name in names) else None
+    if reason is not None:
+        print(f"left out: {', '.join(n for n in names if n in PEERS)}: retro_pytorch: {reason}", file=sys.stderr)
+    return [name for name in names if reason is None or name not in PEERS]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast instead of float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile all models")
-    parser.add_argument("--all-chunks", action="store_true", help="also retrieve for the last chunk (model retro_all)")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["plain", "gpt", "retro", "fast"])
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (3 at least); of memory, a third of them")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("--record", action="store_true", help=f"add the result to {RECORD}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    names = ["plain", "gpt", "retro"] + (["retro_all"] if arguments.all_chunks else [])
-    result = measure(names, arguments.rounds, arguments.warmup, arguments.bf16, arguments.compile)
+    kept = arguments.allocator == "keep" and keep_freed_memory()
+    if arguments.memory_of:
+        print(json.dumps(memory_of(arguments.memory_of, arguments.bf16, arguments.compile)))
+        return
+    names = available(list(dict.fromkeys(arguments.models)))
     key = ("bf16" if arguments.bf16 else "fp32") + ("-compile" if arguments.compile else "")
-    result |= {"threads": arguments.threads, "torch": torch.__version__, "machine": platform.machine()}
+    key += "" if kept else "-default_allocator"
+    key += "-peers" if any(name in PEERS for name in names) else ""
+    if arguments.memory:
+        options = ["--threads", str(arguments.threads), "--allocator", arguments.allocator]
+        options += ["--bf16"] * arguments.bf16 + ["--compile"] * arguments.compile
+        result = measure_memory(names, options, repeats=max(1, arguments.rounds // 3))
+        key += "-memory"
+    else:
+        result = measure_time(names, arguments.rounds, arguments.warmup, arguments.bf16, arguments.compile)
+    result |= {"threads": arguments.threads, "freed_memory_kept": kept}
+    result |= {"hardware": hardware(), "torch": torch.__version__}
     print(json.dumps({key: result}, indent=1))
-    if not result["wall_is_reliable"]:
+    if not result.get("wall_is_reliable", True):
         print(f"UNRELIABLE: {result['quiet_rounds']} quiet rounds, at least 5 are needed; do not quote wall times")
     if arguments.record:
         records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
