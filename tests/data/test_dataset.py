@@ -210,7 +210,7 @@ def test_neighbors_from_another_database_of_the_same_tokenizer(tmp_path: Path) -
     expected, mask = d.gather_neighbors(table[:2], PAD)
     assert np.array_equal(batch.neighbors_BLKR[0, :2], expected)
     assert np.array_equal(batch.neighbor_mask_BLKR[0, :2], mask)
-    assert not batch.neighbor_mask_BLKR[0, 2].any()
+    assert not batch.neighbor_mask_BLKR[0, 2:].any()
 
     foreign = write_fake_tokenizer(tmp_path / "foreign", vocab_size=299)
     other = write_chunks(tmp_path / "o", write_tokens(tmp_path / "ot", texts, foreign, names="d{}"), M)
