@@ -48,6 +48,7 @@ extras = {
     "transformers": ["transformers>=4.45", "tokenizers>=0.20"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30,<1", "prometheus-client>=0.20"],
     "dev": [
+        "httpx>=0.27",
         "openai>=1.50",  # the client that retro serve is compatible with
         "websocket-client>=1.7",  # speaks to a headless browser
         "datasketch>=2,<3",  # a test compares the layout of bands with its own
