@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import tracemalloc
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,80 +17,23 @@ from retro.data.batch import RetroBatch
 from retro.data.chunk_store import open_chunk_store
 from retro.data.dataset import RetroDataset
 from retro.data.loader import TrainLoader, iter_batches
-from retro.data.neighbor_table import open_neighbor_table
 from retro.data.order import SampleStream
 from retro.data.packed_dataset import PackedDataset
 from retro.data.packed_stream import PackedStream
 from tests.data.builders import (
-    BOS,
-    EOS,
     PAD,
     TinyRelease,
     build_tiny_release,
-    random_neighbors,
     write_chunks,
     write_fake_tokenizer,
-    write_neighbors,
     write_tokens,
 )
-from tests.reference.slow_packing import Sequence, chunk_numbers, pack
+from tests.data.packed_corpus import Corpus, K, M, build
+from tests.reference.slow_packing import Sequence
 
-M, K, KEEP = 4, 2, 6
 FIELDS = ("tokens_BN", "targets_BN", "loss_mask_BN", "neighbors_BLKR", "neighbor_mask_BLKR", "chunk_ids_BL")
 FIELDS += ("document_starts_BN", "chunk_ends_BL")
 ANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A store with its table. documents: tokens in the order of use, empty if removed; chunks: their numbers; keys:
-    what each excludes, its group or itself; table int64 [chunks, KEEP]."""
-
-    folder: Path
-    documents: list[list[int]]
-    chunks: list[list[int]]
-    keys: list[Any]
-    table: np.ndarray
-
-    def data(self, length: int, **options: Any) -> PackedDataset:
-        store = open_chunk_store(self.folder / "c")
-        table = open_neighbor_table(self.folder / "n", store, store)
-        return PackedDataset(store, store, table, **{"sequence_length": length, "num_neighbors": K, **options})
-
-    def pack(self, length: int, score_last: bool) -> list[Sequence]:
-        return pack(self.documents, self.chunks, M, length, score_last)
-
-
-def build(
-    root: Path,
-    lengths: list[int],
-    removed: Iterable[int] = (),
-    exclude: str = "documents",
-    seed: int = 0,
-    shards: int = 1,
-) -> Corpus:
-    """Documents of these lengths (begin and end included), two to a group; `removed`: numbers of those taken out."""
-    generator = np.random.default_rng(seed)
-    texts = [generator.integers(4, 300, size=n - 2).tolist() for n in lengths]
-    parts = [[texts[i] for i in part] for part in np.array_split(np.arange(len(texts)), shards)]
-    groups = [f"g{i // 2}" for i in range(len(texts))]
-    tokenizer = write_fake_tokenizer(root / "k")
-    tokens = write_tokens(root / "t", parts, tokenizer, groups=groups)
-    chunks = write_chunks(root / "c", tokens, M, shards=shards)
-    order = np.load(root / "t" / "order.npy").tolist()
-    counts = [-(-lengths[d] // M) for d in order]
-    owner = np.repeat(order, counts)
-    key = [groups[d] if exclude == "groups" else d for d in range(len(texts))]
-    table = random_neighbors(chunks, KEEP, 0.3, seed)
-    for row, found in enumerate(table):
-        allowed = [c for c in found if c >= 0 and key[owner[c]] != key[owner[row]] and owner[c] not in removed]
-        table[row] = (allowed + [-1] * KEEP)[:KEEP]
-    write_neighbors(root / "n", chunks, chunks, table, shards=shards, exclude=exclude)
-    for file in sorted(chunks.glob("spans-*.npy")):  # what `retro prep remove` does
-        spans, documents = np.load(file), np.load(chunks / file.name.replace("spans", "documents"))
-        np.save(file, np.where(np.isin(documents, list(removed)), 0, spans))
-    documents = [[] if d in removed else [BOS, *texts[d], EOS] for d in order]
-    return Corpus(root, documents, chunk_numbers(counts), [key[d] for d in order], table)
 
 
 def check(data: PackedDataset, corpus: Corpus, batch: RetroBatch, expected: list[Sequence]) -> None:
