@@ -13,11 +13,11 @@ CONFIG_NAME = "config.json"
 
 #: Settings that change no logit: bookkeeping, other tasks, generation, the numerics of single kernels.
 INERT = frozenset(
-    # fmt: off
-    (
+    {
         "_attn_implementation",
         "_attn_implementation_autoset",
         "_commit_hash",
+        "_model_name_or_path",
         "_name_or_path",
         "architectures",
         "attn_implementation",
@@ -61,12 +61,12 @@ INERT = frozenset(
         "transformers.js_config",
         "transformers_version",
         "typical_p",
+        "unk_token_id",
         "unsloth_fixed",
         "unsloth_version",
         "use_bfloat16",
         "use_cache",
-    )
-    # fmt: on
+    }
 )
 
 
