@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ logger = logging.getLogger("retro.serving")
 
 #: Of everything but the page: nothing that is loaded as a document may do anything.
 STRICT_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]:@/?#\s]+))(:[0-9]*)?")
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -96,10 +98,10 @@ class HostGuard:
         await self.app(scope, receive, send)
 
     def _is_ours(self, name: str) -> bool:
-        if name in self._names or "*" in self._names:
+        if name and (name in self._names or "*" in self._names):
             return True
         try:
-            ipaddress.ip_address(name.strip("[]"))
+            ipaddress.ip_address(name)
         except ValueError:
             return False
         return True
@@ -114,10 +116,9 @@ class HostGuard:
 
 
 def _name(host: str) -> str:
-    """The name of a Host header, without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """The name or address of a Host header without its port; "" if it is malformed."""
+    match = _HOST.fullmatch(host)
+    return (match["address"] or match["name"]) if match else ""
 
 
 class Observer:

@@ -163,10 +163,10 @@ def print_banner(service: Service, listener: socket.socket) -> None:
 
 
 def set_up_log(level: str) -> None:
-    """Lines of this package, and warnings of uvicorn, on stderr."""
+    """Lines of this package, and errors of uvicorn (its warnings are of malformed requests), on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, lowest in (("retro.serving", level.upper()), ("uvicorn", "WARNING"), ("asyncio", "WARNING")):
+    for name, lowest in (("retro.serving", level.upper()), ("uvicorn", "ERROR"), ("asyncio", "WARNING")):
         named = logging.getLogger(name)
         named.handlers, named.propagate = [handler], False
         named.setLevel(lowest)
