@@ -112,6 +112,22 @@ def test_every_field_equals_the_slow_reference(release: TinyRelease, score_last:
     assert batch.neighbor_mask_BLKR.any() and not batch.neighbor_mask_BLKR.all()
 
 
+def test_begins_of_documents(release: TinyRelease) -> None:
+    data = make(release, isolate_documents=True)
+    batch = data.__getitems__(np.arange(len(data)))
+    usual = make(release).__getitems__(np.arange(len(data)))
+    assert usual.document_starts_BN is None and usual.chunk_ends_BL is None and batch.chunk_ends_BL is None
+    assert np.array_equal(batch.tokens_BN, usual.tokens_BN)
+    assert np.array_equal(batch.neighbors_BLKR, usual.neighbors_BLKR)  # type: ignore[arg-type]
+    assert batch.document_starts_BN is not None and batch.document_starts_BN.dtype == np.int32
+    several = 0
+    for starts, chunks in zip(batch.document_starts_BN.tolist(), batch.chunk_ids_BL.tolist(), strict=True):
+        owner = [int(data.queries.documents(np.array(c))) if c >= 0 else -1 for c in chunks]
+        several += len(set(owner)) > 1
+        assert starts == [owner.index(owner[p // M]) * M for p in range(N)]
+    assert several > 3
+
+
 def test_every_token_but_the_first_of_each_document_is_scored_once(release: TinyRelease) -> None:
     data = make(release, score_last_position=True, retrieval="off")
     batch = data.__getitems__(np.arange(len(data)))
