@@ -10,6 +10,7 @@ import torch
 from retro.config.errors import ConfigError
 from retro.config.model import ModelConfig
 from retro.model import RetroModel, count_parameters
+from retro.model.flops import sequence_flops
 from retro.model.presets import PRESET_FOLDER, load_preset, preset_names
 
 SIZES = ("tiny", "demo", "small", "medium", "xl", "xxl")
@@ -36,6 +37,18 @@ def test_gpt_and_retro_differ_in_retrieval_only(size: str) -> None:
     assert not gpt.is_retro
     assert retro.is_retro
     assert dataclasses.replace(retro, cross_attention_layers=(), encoder=gpt.encoder) == gpt
+
+
+@pytest.mark.parametrize("size", ["laptop", "small", "medium"])
+def test_fast_differs_from_retro_in_retrieval_only_and_costs_less(size: str) -> None:
+    gpt, retro, fast = (load_preset(f"{size}_{kind}", ("vocab_size=4096",)) for kind in ("gpt", "retro", "fast"))
+    assert dataclasses.replace(fast, cross_attention_layers=(), encoder=gpt.encoder) == gpt
+    assert set(fast.cross_attention_layers) <= set(retro.cross_attention_layers)
+    chunks = 2048 // fast.chunk_length - 1
+    operations = [sequence_flops(c, 2048, retrieved_chunks=chunks).training for c in (retro, fast)]
+    plain = sequence_flops(gpt, 2048).training
+    assert operations[1] - plain < 0.5 * (operations[0] - plain)
+    assert count(gpt) < count(fast) < count(retro)
 
 
 def test_unknown_preset() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from retro.data.batch import RetroBatch
@@ -53,12 +54,18 @@ class Utilisation(Callback):
 
 def flops_of(config: ModelConfig, batch: RetroBatch) -> Flops:
     """Operations of a batch."""
-    arrays = {
-        "neighbors_BLKR": batch.neighbors_BLKR,
-        "neighbor_mask_BLKR": batch.neighbor_mask_BLKR,
-        "document_starts_BN": batch.document_starts_BN,
-        "chunk_ends_BL": batch.chunk_ends_BL,
-    }
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
     rows, length = batch.tokens_BN.shape
-    return batch_flops(config, rows, length, scored=int(batch.loss_mask_BN.sum()), **tensors)
+    return batch_flops(
+        config,
+        rows,
+        length,
+        scored=int(batch.loss_mask_BN.sum()),
+        neighbors_BLKR=_tensor(batch.neighbors_BLKR),
+        neighbor_mask_BLKR=_tensor(batch.neighbor_mask_BLKR),
+        document_starts_BN=_tensor(batch.document_starts_BN),
+        chunk_ends_BL=_tensor(batch.chunk_ends_BL),
+    )
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)
