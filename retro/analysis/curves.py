@@ -18,8 +18,9 @@ from retro.analysis.series import reference_run
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSummary:
-    """One run's training. tokens_per_s = tokens / training seconds up to the last log line; median_tokens_per_s over
-    the log lines after the first (which may hold warm-up); seconds exclude validation and checkpoints."""
+    """One run's training. tokens_per_s = tokens / training seconds up to the last log line; median_tokens_per_s and
+    median_mfu (model FLOPs utilisation, 1 = the device's peak) over the log lines after the first (which may hold
+    warm-up); seconds exclude validation and checkpoints."""
 
     run: str
     steps: int
@@ -27,6 +28,7 @@ class TrainingSummary:
     elapsed_s: float
     tokens_per_s: float | None
     median_tokens_per_s: float | None
+    median_mfu: float | None
     validation_loss: float | None
     validation_bits_per_byte: float | None
 
@@ -68,8 +70,6 @@ def summarise(run: Run) -> TrainingSummary | None:
         return None
     train, validation = run.metrics.train, run.metrics.validation
     elapsed, tokens = float(train["elapsed_s"][-1]), float(train["tokens"][-1])
-    speeds = train["tokens_per_s"][1:]
-    speeds = speeds[np.isfinite(speeds)]
     usable = np.flatnonzero(np.isfinite(validation["loss"]))
     last = usable[-1] if len(usable) else None
     return TrainingSummary(
@@ -78,10 +78,16 @@ def summarise(run: Run) -> TrainingSummary | None:
         tokens=tokens,
         elapsed_s=elapsed,
         tokens_per_s=tokens / elapsed if elapsed > 0 else None,
-        median_tokens_per_s=float(np.median(speeds)) if len(speeds) else None,
+        median_tokens_per_s=_median_after_the_first(train["tokens_per_s"]),
+        median_mfu=_median_after_the_first(train["mfu"]),
         validation_loss=float(validation["loss"][last]) if last is not None else None,
         validation_bits_per_byte=_or_none(validation["bits_per_byte"][last]) if last is not None else None,
     )
+
+
+def _median_after_the_first(values: np.ndarray) -> float | None:
+    known = values[1:][np.isfinite(values[1:])]
+    return float(np.median(known)) if len(known) else None
 
 
 def compare_training(runs: Sequence[Run]) -> list[TrainingComparison]:

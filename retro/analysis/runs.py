@@ -18,7 +18,9 @@ import yaml
 
 from retro.config.errors import ArtifactCorruptError, ArtifactMissingError
 
-TRAIN_FIELDS = ("step", "tokens", "loss", "tokens_per_s", "elapsed_s")
+TRAIN_FIELDS = ("step", "tokens", "loss", "tokens_per_s", "mfu", "elapsed_s")
+#: What a run may lack: a validation without bytes, a log of an earlier version.
+_MAY_LACK = ("bits_per_byte", "mfu")
 VALIDATION_FIELDS = ("step", "loss", "bits_per_byte", "elapsed_s")
 
 
@@ -178,7 +180,7 @@ def _load_metrics(path: Path) -> tuple[Metrics, list[str]]:
 
 def _figure(row: dict[str, Any], name: str, path: Path, number: int) -> float:
     if name not in row:
-        if name == "bits_per_byte":
+        if name in _MAY_LACK:
             return math.nan
         raise ArtifactCorruptError(f"{path}:{number}: expected the field {name!r}, found {sorted(row)}")
     value = row[name]

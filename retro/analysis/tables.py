@@ -204,16 +204,17 @@ def training_table(comparison: Comparison) -> Table:
                     f"{t.tokens / 1e6:.2f} M" if t else "-",
                     duration(t.elapsed_s) if t else "-",
                     f"{t.tokens_per_s:,.0f}" if t and t.tokens_per_s else "-",
+                    f"{t.median_mfu:.1%}" if t and t.median_mfu is not None else "-",
                     f"{run.eval_tokens_per_s:,.0f}" if run.eval_tokens_per_s else "-",
                     f"{t.validation_loss:.3f}" if t and t.validation_loss is not None else "-",
                 ),
             )
         )
     heads = (
-        "run", "parameters", "steps", "tokens", "training time", "tokens/s, training", "tokens/s, evaluation",
+        "run", "parameters", "steps", "tokens", "training time", "tokens/s, training", "MFU", "tokens/s, evaluation",
         "last validation loss",
     )  # fmt: skip
-    return Table("Training", heads, tuple(rows), optional=(6, 3, 1, 2))
+    return Table("Training", heads, tuple(rows), optional=(7, 3, 6, 1, 2))
 
 
 def all_tables(comparison: Comparison) -> list[Table]:

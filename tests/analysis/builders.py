@@ -98,6 +98,7 @@ def write_metrics(path: Path, model: str, gain: float, seed: int, steps: int = 1
             "event": "train", "step": step, "samples": step * 32, "tokens": step * 8192,
             "loss": round(loss + float(rng.normal(0, 0.05)), 4), "learning_rate": 0.002, "grad_norm": 0.9,
             "tokens_per_s": round(8192 / seconds * float(rng.normal(1, 0.02)), 1),
+            "mfu": 0.1 if step == 10 else 0.45 if model == "retro" else 0.5,
             "elapsed_s": round(step * seconds, 2),
         }  # fmt: skip
         lines.append(row)

@@ -14,6 +14,7 @@ from retro.analysis.comparison import compare_runs, config_differences, text_fin
 from retro.analysis.curves import moment_at, thin, time_to_reach
 from retro.analysis.perplexity import BUCKETS
 from retro.analysis.runs import load_run, load_runs
+from retro.analysis.tables import training_table
 from retro.analysis.wording import headline, relative_with_interval, supporting_sentences
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from tests.analysis.builders import Shape, build_pair, build_run, read_lines, release, write_json, write_lines
@@ -191,6 +192,17 @@ def test_question_scores_by_hand(pair, comparison):
 def test_recall_and_speed_are_taken_over(comparison):
     assert comparison.questions[0].retrieval["document"] == {"1": 0.5, "2": 0.625}
     assert [run.eval_tokens_per_s for run in comparison.runs] == [15500.0, 9000.0]
+
+
+def test_utilisation_is_shown_and_may_be_missing(tmp_path):
+    paths = build_pair(tmp_path / "runs", shape=SMALL)
+    assert [run.training.median_mfu for run in compare_runs(load_runs(paths)).runs] == [0.5, 0.45]
+    lines = read_lines(paths[0] / "metrics.jsonl")  # of a version that did not count operations
+    write_lines(paths[0] / "metrics.jsonl", [{k: v for k, v in row.items() if k != "mfu"} for row in lines])
+    comparison = compare_runs(load_runs(paths))
+    assert [run.training.median_mfu for run in comparison.runs] == [None, 0.45]
+    column = training_table(comparison).heads.index("MFU")
+    assert [row.cells[column] for row in training_table(comparison).rows] == ["-", "45.0%"]
 
 
 def test_of_two_overlaps_the_larger_counts(tmp_path):
