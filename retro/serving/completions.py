@@ -255,6 +255,8 @@ def check_limits(request: CompletionRequest, model: ServedModel, limits: LimitsC
         raise invalid("max_tokens", f"expected at most {limits.max_tokens}, found {_short(request.max_tokens)}")
     if request.seed is not None and request.seed + (request.n or 1) - 1 > LARGEST_SEED:
         raise invalid("seed", f"expected at most {LARGEST_SEED} for the last of n choices")
+    if request.num_neighbors is not None and request.retrieve in ("off", "never"):
+        raise invalid("num_neighbors", f"retrieve is {request.retrieve!r}; leave it out")
     if request.num_neighbors is not None:
         if not model.retrieves:
             raise invalid("num_neighbors", "this server retrieves nothing; leave it out")

@@ -153,22 +153,27 @@ class EngineThread:
                 cancelled, self._cancelled = self._cancelled, []
                 if self._stopping:
                     break
-            try:
-                self._take(submitted, cancelled)
-                if self._by_ticket:
-                    self._step()
-                if not self._by_ticket:
-                    self._on_step(0.0, self._engine.active, self._engine.waiting)
-            except Exception:
-                logger.exception("the engine failed; %d requests are lost, it is built anew", len(self._by_ticket))
-                self._fail([*self._by_ticket.values(), *submitted], EngineFailure("the engine failed"))
-                self._on_failure()
-                if not self._rebuild():
-                    break
+            if not self._work(submitted, cancelled) and not self._rebuild():
+                break
         with self._condition:
             self._stopping = True
             left = [*self._by_ticket.values(), *self._submitted, *submitted]
         self._fail(left, EngineFailure("the server is shutting down", shutdown=True))
+
+    def _work(self, submitted: Sequence[Generation], cancelled: Sequence[Generation]) -> bool:
+        """One round; False if the engine failed, and everything inside with it."""
+        try:
+            self._take(submitted, cancelled)
+            if self._by_ticket:
+                self._step()
+            if not self._by_ticket:
+                self._on_step(0.0, self._engine.active, self._engine.waiting)
+        except Exception:
+            logger.exception("the engine failed; %d requests are lost, it is built anew", len(self._by_ticket))
+            self._fail([*self._by_ticket.values(), *submitted], EngineFailure("the engine failed"))
+            self._on_failure()
+            return False
+        return True
 
     def _take(self, submitted: Sequence[Generation], cancelled: Sequence[Generation]) -> None:
         gone = set(cancelled)
@@ -209,6 +214,8 @@ class EngineThread:
             self._send({generation.loop: [(generation, error)]})
 
     def _rebuild(self) -> bool:
+        # The memory of the old one first: two may not fit.
+        del self._engine
         try:
             self._engine = self._build()
         except Exception:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from retro.config.errors import ConfigError
 from retro.config.evaluation import SamplingConfig
 from retro.config.serving import ServeConfig
 from retro.inference.checkpoint import open_checkpoint
+from retro.retrieval.policy import Never, parse_policy
 from retro.serving.served_model import GenerationOptions, ServedModel
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def open_served_model(config: ServeConfig) -> ServedModel:
     """The model of `retro serve`. Raises ConfigError and ArtifactError subclasses."""
-    from retro.inference.retro_lm import open_language_model
+    from retro.inference.opening import open_language_model
 
     checkpoint = open_checkpoint(config.checkpoint)
     lm, _ = open_language_model(
@@ -34,12 +36,29 @@ def open_served_model(config: ServeConfig) -> ServedModel:
 
 def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = "") -> ServedModel:
     """A RetroLM as a served model."""
-    from retro.inference.engine import Engine, EngineRequest
-    from retro.retrieval.policy import parse_policy
+    from retro.inference.engine import Engine
+    from retro.inference.requests import EngineRequest
 
-    retrieves = lm.evidence is not None
+    retrieves = lm.retriever is not None
+    num_neighbors = lm.num_neighbors if retrieves else 0
 
-    def make_request(options: GenerationOptions) -> Any:
+    def build_engine() -> Engine:
+        return Engine(
+            lm.model,
+            lm.tokenizer,
+            window_length=lm.window_length,
+            slots=slots,
+            num_neighbors=num_neighbors,
+            retriever=lm.retriever,
+            database=lm.database,
+            banned=lm.banned,
+            precision=lm.precision,
+        )
+
+    def make_request(options: GenerationOptions) -> EngineRequest:
+        policy = parse_policy(options.retrieve or ("on" if retrieves else "off"))
+        if not retrieves and not isinstance(policy, Never):
+            raise ConfigError(f"retrieve: expected off, this server retrieves nothing; found {options.retrieve!r}")
         return EngineRequest(
             prompt=options.prompt,
             max_new_tokens=options.max_new_tokens,
@@ -51,7 +70,8 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
                 repetition_penalty=options.repetition_penalty,
             ),
             until=options.stop,
-            policy=parse_policy(options.retrieve or ("on" if retrieves else "off")),
+            policy=policy,
+            num_neighbors=options.num_neighbors,
             logprobs=options.logprobs,
         )
 
@@ -60,9 +80,9 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
         tokenizer=lm.tokenizer,
         chunk_length=lm.model.config.chunk_length,
         window_length=lm.window_length,
-        num_neighbors=lm.num_neighbors if retrieves else 0,
+        num_neighbors=num_neighbors,
         database=lm.database,
-        build_engine=lambda: Engine(lm, slots),
+        build_engine=build_engine,
         make_request=make_request,
         slots=slots,
         fingerprint=fingerprint,

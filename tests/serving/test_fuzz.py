@@ -16,6 +16,10 @@ from tests.serving.live_server import wait_until
 from tests.serving.schema_fuzz import GARBAGE, Hostile, hostile_requests
 
 REQUESTS = 1000
+VALID = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b'content-length: 15\r\n\r\n{"prompt": "a"}'
+)
 LIMITS = {"max_body_bytes": 1 << 16, "max_tokens": 16, "body_timeout": 2.0, "request_timeout": 10.0}
 
 

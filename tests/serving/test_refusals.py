@@ -118,6 +118,8 @@ def test_unknown_models_policies_and_tokens_are_refused_by_name(served):
     assert policy.status_code == 400 and policy.json()["error"]["param"] == "retrieve"
     token = served.post(prompt=[258])
     assert token.status_code == 400 and "below 258" in token.json()["error"]["message"]
+    both = served.post(**GOOD, num_neighbors=1, retrieve="off")
+    assert both.status_code == 400 and both.json()["error"]["param"] == "num_neighbors"
     many = served.post(**GOOD, num_neighbors=5)
     assert many.status_code == 400 and "at most 4" in many.json()["error"]["message"]
     refused = served.post(prompt="refuse this")

@@ -22,11 +22,14 @@ async function connect() {
   $("interval").max = chunk_length;
   $("interval").value = Math.min($("interval").value, chunk_length);
   for (const node of document.querySelectorAll(".retrieval")) node.hidden = !retrieval;
-  showInterval();
+  showPolicy();
 }
 
-function showInterval() {
-  $("interval_label").hidden = $("retrieve").value !== "every" || !model?.retro.retrieval;
+// Fields of the chosen policy only.
+function showPolicy() {
+  const policy = model?.retro.retrieval ? $("retrieve").value : "off";
+  $("interval_label").hidden = policy !== "every";
+  $("threshold_label").hidden = policy !== "adaptive";
 }
 
 function settings() {
@@ -40,7 +43,8 @@ function settings() {
   };
   if (!model?.retro.retrieval) return body;
   const policy = $("retrieve").value;
-  body.retrieve = policy === "every" ? `every:${$("interval").valueAsNumber}` : policy;
+  const parameters = { every: ":" + $("interval").value, adaptive: ":" + $("threshold").value };
+  body.retrieve = policy + (parameters[policy] ?? "");
   if (policy !== "off") body.num_neighbors = $("num_neighbors").valueAsNumber;
   return body;
 }
@@ -113,5 +117,5 @@ $("prompt").addEventListener("keydown", (event) => {
   }
 });
 $("stop").addEventListener("click", () => running?.abort());
-$("retrieve").addEventListener("change", showInterval);
+$("retrieve").addEventListener("change", showPolicy);
 connect();
