@@ -34,6 +34,9 @@ class Flops:
     encoder: int
     #: Chunked cross-attention of all RETRO layers.
     cross_attention: int
+    #: Forward and backward when retrieval parameters alone are trained (a frozen backbone): no gradients of the
+    #: decoder's weights, and none of its activations before the first RETRO layer.
+    retrieval_training: int
 
     @property
     def forward(self) -> int:
@@ -133,14 +136,13 @@ def _count(config: ModelConfig, tokens: int, pairs: int, scored: int, retrieval:
         raise ValueError("config.vocab_size: not set; the vocabulary projection cannot be counted")
     width, query_width = config.width, config.num_heads * config.head_size
     kv_width = config.kv_heads * config.head_size
-    layer = (
-        _linear(tokens, width, query_width + 2 * kv_width)
-        + _attention(pairs, query_width)
-        + _linear(tokens, query_width, width)
-        + _feed_forward(config, tokens, width, config.ffn_size)
-    )
+    projections = _linear(tokens, width, query_width + 2 * kv_width) + _linear(tokens, query_width, width)
+    attention = _attention(pairs, query_width)
+    feed_forward = _feed_forward(config, tokens, width, config.ffn_size)
+    decoder = config.num_layers * (projections + attention + feed_forward)
     head = _linear(scored, width, config.vocab_size)
     encoder = cross = 0
+    training_frozen = decoder + 2 * head
     if retrieval is not None:
         encoder = _encoder(config, retrieval)
         queries = retrieval.rows * config.chunk_length
@@ -151,7 +153,14 @@ def _count(config: ModelConfig, tokens: int, pairs: int, scored: int, retrieval:
             + _attention(queries * keys_per_query, query_width)
             + _linear(queries, query_width, width)
         )
-    return Flops(config.num_layers * layer, head, encoder, cross)
+        # What has no trained weight behind it has one gradient, not two; the scores of attention have theirs in full.
+        first = min(_working_cross_layers(config))
+        behind = config.num_layers - first
+        training_frozen += behind * (projections + 2 * attention) + (behind + 1) * feed_forward
+        if config.block == "parallel":
+            training_frozen -= feed_forward  # of the first RETRO layer: it does not read what was retrieved
+        training_frozen += 3 * (encoder + cross) - _input_projection(config, retrieval)
+    return Flops(decoder, head, encoder, cross, training_frozen)
 
 
 def _working_cross_layers(config: ModelConfig) -> Sequence[int]:
@@ -201,5 +210,14 @@ def _encoder(config: ModelConfig, retrieval: RetrievalCounts) -> int:
         + _attention(tokens * chunk, heads)
         + _linear(tokens, heads, width)
     )
-    projection = _linear(tokens, config.width, width) if width != config.width else 0
-    return projection + config.encoder.num_layers * layer + len(config.encoder.cross_attention_layers) * conditioning
+    return (
+        _input_projection(config, retrieval)
+        + config.encoder.num_layers * layer
+        + len(config.encoder.cross_attention_layers) * conditioning
+    )
+
+
+def _input_projection(config: ModelConfig, retrieval: RetrievalCounts) -> int:
+    """Embeddings to the encoder's width, where it is another."""
+    width = config.encoder_width
+    return 0 if width == config.width else _linear(retrieval.encoded * retrieval.retrieved_length, config.width, width)

@@ -15,6 +15,7 @@ from retro.config.model import ModelConfig
 from retro.model import RetroModel
 from retro.model.flops import Flops, batch_flops, plan_counts, sequence_flops
 from retro.model.retrieval_plan import plan_retrieval
+from retro.model.retro import is_retrieval_parameter
 from tests.model.builders import TINY, K, M, R, random_tokens, suffix_mask, tiny
 
 # In-place products that the counter does not know.
@@ -40,10 +41,16 @@ CONFIGS = {
 }
 
 
-def executed(config: ModelConfig, tokens: Tensor, scored: Tensor | None = None, **neighbors: Any) -> tuple[int, int]:
-    """Counted by torch, attention written out: (forward alone, forward and backward)."""
+def executed(
+    config: ModelConfig, tokens: Tensor, scored: Tensor | None = None, frozen: bool = False, **neighbors: Any
+) -> tuple[int, int]:
+    """Counted by torch, attention written out: (forward alone, forward and backward). frozen: retrieval parameters
+    alone are trained."""
     torch.manual_seed(0)
     model = RetroModel(config)
+    if frozen:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_retrieval_parameter(name))
 
     def count(train: bool) -> int:
         counter = FlopCounterMode(display=False, custom_mapping=_IN_PLACE)
@@ -81,6 +88,7 @@ def test_a_batch_with_missing_and_short_neighbors(config: ModelConfig, length: i
     scored = random_tokens(2, length, seed=2) > 5
     flops = counted(config, tokens, scored, **neighbors)
     assert executed(config, tokens, scored, **neighbors) == (flops.forward, flops.training)
+    assert executed(config, tokens, scored, frozen=True, **neighbors) == (flops.forward, flops.retrieval_training)
     full = 2 * sequence_flops(config, length, retrieved_chunks=4, num_neighbors=K, retrieved_length=R).forward
     assert 0 < flops.forward < full
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from retro.config.errors import ConfigError
 from retro.config.train import TrainConfig
+from retro.data.batch import RetroBatch
 from retro.model.flops import sequence_flops
+from retro.model.retro import RetroModel, is_retrieval_parameter
 from retro.train import peak as peaks
 from retro.train.callbacks.metrics_file import LogWindow
-from retro.train.callbacks.utilisation import Utilisation
+from retro.train.callbacks.utilisation import Utilisation, flops_of
 from retro.train.peak import Peak, device_peak, known_gpu
 from retro.train.run import train
 from retro.train.state import StepRecord, TrainState
@@ -31,7 +36,7 @@ def test_a_gpt_spends_what_its_configuration_says(release: Path, tmp_path: Path)
         release, tmp_path, retro=False, steps=4, log_every=1, validate_every=0, precision="fp32", peak_tflops=0.5
     )
     run = train(config).folder
-    model = config.model.__class__(**{**vars(config.model), "vocab_size": releases.VOCABULARY})
+    model = dataclasses.replace(config.model, vocab_size=releases.VOCABULARY)
     rows, before = figures(run), 0
     for row in rows:
         # The projections of scored positions only: their number is in the log.
@@ -57,6 +62,35 @@ def test_retrieval_and_micro_batches_count(release: Path, tmp_path: Path):
     gpt, whole = per_token("gpt", retro=False), per_token("whole")
     assert per_token("cut", micro_batch=1) == pytest.approx(whole, rel=0.05)  # each pads to its own longest neighbor
     assert whole > 1.5 * gpt
+
+
+def test_a_frozen_backbone_costs_less(release: Path, tmp_path: Path):
+    config = releases.config(release, tmp_path)
+    model = RetroModel(dataclasses.replace(config.model, vocab_size=releases.VOCABULARY))
+    tokens = np.zeros((2, 32), np.int32)
+    neighbors = np.ones((2, 4, 2, 16), np.int32)
+    batch = RetroBatch(
+        tokens_BN=tokens,
+        targets_BN=tokens,
+        loss_mask_BN=tokens == 0,
+        neighbors_BLKR=neighbors,
+        neighbor_mask_BLKR=neighbors == 1,
+        chunk_ids_BL=np.zeros((2, 4), np.int64),
+        sample_ids_B=np.zeros(2, np.int64),
+    )
+    counter, trainer = Utilisation(Peak(1.0, "table")), SimpleNamespace(model=model, steps=9)
+    found = []
+    for trained in (True, False):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained or is_retrieval_parameter(name))
+        counter.on_start(trainer)  # type: ignore[arg-type]
+        counter.on_micro_batch(trainer, batch)  # type: ignore[arg-type]
+        counter.on_micro_batch(trainer, batch)  # type: ignore[arg-type]
+        counter.on_step(trainer, None)  # type: ignore[arg-type]
+        found.append(counter.step_flops)
+    flops = flops_of(model.config, batch)
+    assert found == [2 * flops.training, 2 * flops.retrieval_training]
+    assert found[1] < found[0]
 
 
 def test_the_share_is_that_of_the_window_and_survives_a_resume():

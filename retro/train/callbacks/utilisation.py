@@ -1,9 +1,10 @@
 """Model FLOPs utilisation: the operations that the model asks for, per second, relative to the device's peak.
 
 MFU = model FLOPs / (seconds * peak FLOP/s) (Chowdhery et al. 2022, appendix B). Model FLOPs are the matrix products of
-the forward pass and twice as many of the backward pass (retro/model/flops.py) for the batches as they are: what is
-computed a second time to save memory does not count, and neither do missing neighbors and padding, which the model
-leaves out. So GPT and RETRO have the same scale, and a RETRO does not look busier for neighbors it lacks.
+the forward pass and twice as many of the backward pass (fewer where the backbone is frozen; retro/model/flops.py) for
+the batches as they are: what is computed a second time to save memory does not count, and neither do missing neighbors
+and padding, which the model leaves out. So GPT and RETRO have the same scale, and a RETRO does not look busier for
+neighbors it lacks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from retro.data.batch import RetroBatch
 from retro.model.flops import Flops, batch_flops
+from retro.model.retro import is_retrieval_parameter
 from retro.train.callbacks.base import Callback
 from retro.train.peak import Peak
 from retro.train.state import StepRecord
@@ -38,10 +40,17 @@ class Utilisation(Callback):
         #: Operations of the last step, forward and backward.
         self.step_flops = 0
         self._counted = 0
+        self._frozen = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """See what is trained."""
+        backbone = [p for name, p in trainer.model.named_parameters() if not is_retrieval_parameter(name)]
+        self._frozen = not any(parameter.requires_grad for parameter in backbone)
 
     def on_micro_batch(self, trainer: Trainer, batch: RetroBatch) -> None:
         """Add its operations."""
-        self._counted += flops_of(trainer.model.config, batch).training
+        flops = flops_of(trainer.model.config, batch)
+        self._counted += flops.retrieval_training if self._frozen else flops.training
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """The step is complete."""
