@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retro.config.errors import ConfigError
-from retro.config.evaluation import SamplingConfig
+from retro.config.generation import SamplingConfig
 from retro.config.serving import ServeConfig
 from retro.inference.checkpoint import open_checkpoint
 from retro.retrieval.policy import Never, parse_policy
@@ -36,24 +36,10 @@ def open_served_model(config: ServeConfig) -> ServedModel:
 
 def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = "") -> ServedModel:
     """A RetroLM as a served model."""
-    from retro.inference.engine import Engine
     from retro.inference.requests import EngineRequest
 
     retrieves = lm.retriever is not None
     num_neighbors = lm.num_neighbors if retrieves else 0
-
-    def build_engine() -> Engine:
-        return Engine(
-            lm.model,
-            lm.tokenizer,
-            window_length=lm.window_length,
-            slots=slots,
-            num_neighbors=num_neighbors,
-            retriever=lm.retriever,
-            database=lm.database,
-            banned=lm.banned,
-            precision=lm.precision,
-        )
 
     def make_request(options: GenerationOptions) -> EngineRequest:
         policy = parse_policy(options.retrieve or ("on" if retrieves else "off"))
@@ -82,7 +68,7 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
         window_length=lm.window_length,
         num_neighbors=num_neighbors,
         database=lm.database,
-        build_engine=build_engine,
+        build_engine=lambda: lm.build_engine(slots),
         make_request=make_request,
         slots=slots,
         fingerprint=fingerprint,
