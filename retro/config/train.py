@@ -11,15 +11,17 @@ from typing import Any, Literal
 from retro.config.errors import ConfigError
 from retro.config.loader import to_dict
 from retro.config.model import ModelConfig
+from retro.config.retrofit import RetrofitConfig
 
 #: Fields that a run may be resumed with other values of: place, bookkeeping, and speed (micro_batch, compile and
 #: device change the last bits of sums). All others are the run's identity. Of `release` and `init_from` the content is
-#: compared, not the path.
+#: compared, not the path; of `retrofit` the content of its base, and the model that comes of it.
 FREE_FIELDS = (
     "name",
     "run_root",
     "release",
     "init_from",
+    "retrofit",
     "micro_batch",
     "loader_workers",
     "compile",
@@ -47,8 +49,10 @@ class TrainConfig:
 
     name: of the run, a folder below run_root; release: release.json of the prepared data, or its folder; dataset: the
     release's text, or its question set `question_set` (fine-tuning); init_from: run folder (its newest checkpoint) or
-    checkpoint folder whose weights to start from; the model is then that checkpoint's, so leave `model` out.
-    model.cross_attention_layers empty = GPT, trained without neighbors.
+    checkpoint folder whose weights to start from; the model is then that checkpoint's, so leave `model` out;
+    retrofit: a pretrained model to start from, of this project or of Hugging Face, and the retrieval that it gets
+    (docs/pretrained.md); leave `model` out too. freeze_backbone: train the retrieval parameters only, the decoder
+    stays bit for bit as it is. model.cross_attention_layers empty = GPT, trained without neighbors.
 
     sequence_length N; num_neighbors K (a GPT does not read it); packing of the text into sequences, for training and
     validation: chunks (each padded to M tokens, documents of a sequence see each other) or documents (end to end
@@ -76,6 +80,8 @@ class TrainConfig:
     dataset: Literal["text", "questions"] = "text"
     question_set: str = "docs"
     init_from: str | None = None
+    retrofit: RetrofitConfig | None = None
+    freeze_backbone: bool = False
     sequence_length: int = 512
     num_neighbors: int = 2
     packing: Literal["chunks", "documents"] = "chunks"
@@ -143,16 +149,30 @@ class TrainConfig:
         )
         parts = self.activation_checkpointing
         _require(len(set(parts)) == len(parts), f"activation_checkpointing: expected each once, found {list(parts)}")
-        foreign = [part for part in parts if part != "decoder" and self.init_from is None and not self.model.is_retro]
+        foreign = [part for part in parts if part != "decoder" and self.is_plain_gpt]
         _require(not foreign, f"activation_checkpointing: a plain GPT has no {', '.join(foreign)}; remove it")
+        _require(
+            self.init_from is None or self.retrofit is None,
+            "retrofit: excludes init_from, both name weights to start from; remove one of them",
+        )
+        _require(
+            not (self.freeze_backbone and self.is_plain_gpt),
+            "freeze_backbone: a plain GPT (cross_attention_layers: []) has no other parameters to train; remove it",
+        )
+        positions = self.model.max_positions
+        _require(
+            positions is None or self.sequence_length <= positions,
+            f"sequence_length: expected at most the model's {positions} learned positions, found "
+            f"{self.sequence_length}",
+        )
         _require(
             self.dataset == "text" or self.packing == "chunks",
             f"packing: expected 'chunks' with dataset {self.dataset!r}, found {self.packing!r}; each question is a "
             "sequence by itself, so remove packing",
         )
-        # With init_from the chunk length is the checkpoint's, and checked when the data is opened.
+        # With init_from or retrofit the chunk length may be the other model's, and is checked when the data is opened.
         _require(
-            self.init_from is not None or self.sequence_length % self.model.chunk_length == 0,
+            self._model_is_elsewhere or self.sequence_length % self.model.chunk_length == 0,
             f"sequence_length: expected a multiple of model.chunk_length {self.model.chunk_length}, found "
             f"{self.sequence_length}",
         )
@@ -161,6 +181,18 @@ class TrainConfig:
         for name in names:
             value = getattr(self, name)
             _require(value is None or value >= minimum, f"{name}: expected {minimum} or more, found {value}")
+
+    @property
+    def _model_is_elsewhere(self) -> bool:
+        """Whether `model` is yet to be taken from the weights to start from."""
+        return (self.init_from is not None or self.retrofit is not None) and self.model.vocab_size is None
+
+    @property
+    def is_plain_gpt(self) -> bool:
+        """Whether the model is known to have no retrieval; with init_from that is known once it is opened."""
+        if self.retrofit is not None:
+            return not self.retrofit.cross_attention_layers
+        return not self._model_is_elsewhere and not self.model.is_retro
 
     @property
     def retrieval(self) -> bool:

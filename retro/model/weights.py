@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from retro.artifacts.atomic import atomic_path, write_json_atomic
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ArtifactMissingError, ConfigError
 from retro.config.loader import from_dict, to_dict
 from retro.config.model import ModelConfig
-from retro.model.retro import RetroModel
+from retro.model.retro import RetroModel, is_retrieval_parameter
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -92,6 +92,27 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     if problem:
         raise ArtifactMismatchError(f"{path}: weights of another model: {problem}")
     model.load_state_dict(stored, strict=True)
+
+
+def load_backbone_weights(path: str | Path, model: RetroModel) -> None:
+    """Fill the decoder of `model` from a file of `save_weights` that holds a model of the same decoder without
+    retrieval; retrieval parameters stay as they are. Memory: one tensor at a time. Errors as in `load_weights`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactMissingError(f"{path}: weights not found")
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = file.keys()
+            found = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            problem = _difference(found, expected)
+            if problem:
+                raise ArtifactMismatchError(f"{path}: weights of another decoder: {problem}")
+            with torch.no_grad():
+                for name, tensor in expected.items():
+                    tensor.copy_(file.get_tensor(name))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

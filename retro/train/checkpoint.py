@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retro.artifacts.atomic import fsync_directory, fsync_file, write_json_atomic
+from retro.artifacts.checkpoint_folders import latest_checkpoint as latest_checkpoint
+from retro.artifacts.checkpoint_folders import list_checkpoints as list_checkpoints
 from retro.artifacts.fingerprint import fingerprint
 from retro.artifacts.manifest import (
     MANIFEST_NAME,
@@ -42,7 +43,6 @@ from retro.train.state import TrainState
 CHECKPOINT_KIND = "checkpoint"
 STAGE, STAGE_VERSION = "train", 1
 OPTIMIZER_NAME, RNG_NAME, STATE_NAME = "optimizer.safetensors", "rng.safetensors", "state.json"
-_STEP = re.compile(r"step_(\d+)")
 _REMEDY = "move that checkpoint away to resume from the one before it, or restore the file"
 
 
@@ -133,20 +133,6 @@ def save_checkpoint(
     return final
 
 
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all finished checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _STEP.fullmatch(path.name))]
-    return sorted((step, path) for step, path in found if (path / MANIFEST_NAME).is_file())
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest finished checkpoint, or None."""
-    found = list_checkpoints(folder)
-    return found[-1][1] if found else None
-
-
 def check_identity(path: Path, identity: Identity) -> int:
     """The step of the checkpoint at `path`.
 
@@ -230,7 +216,7 @@ def fill_optimizer(
     for full, tensor in tensors.items():
         name, _, key = full.rpartition(".")
         by_name.setdefault(name, {})[key] = tensor
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     unknown = sorted(by_name.keys() - parameters.keys()) + sorted(parameters.keys() - by_name.keys())
     if by_name and unknown:
         raise ArtifactMismatchError(f"{path}: state of other parameters than the model's, for instance {unknown[0]}")

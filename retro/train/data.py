@@ -37,14 +37,21 @@ class RunData:
 
 
 def resolve_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
-    """The configuration with the tokenizer's vocabulary size. Raises ConfigError if another one is written in it."""
-    given = config.model.vocab_size
-    if given not in (None, tokenizer.vocab_size):
+    """The configuration with a vocabulary size: the tokenizer's, or that of the weights to start from, which may be
+    padded. Raises ConfigError for a size that does not fit."""
+    given, size = config.model.vocab_size, tokenizer.vocab_size
+    if given is not None and (config.init_from is not None or config.retrofit is not None):
+        if given < size:
+            raise ConfigError(
+                f"model.vocab_size: the weights to start from have {given} tokens, the release's tokenizer {size}; "
+                "prepare the corpus with the tokenizer that they were trained with"
+            )
+        return config
+    if given not in (None, size):
         raise ConfigError(
-            f"model.vocab_size: expected {tokenizer.vocab_size}, the size of the release's tokenizer, found {given}; "
-            "leave it out"
+            f"model.vocab_size: expected {size}, the size of the release's tokenizer, found {given}; leave it out"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
 def open_data(config: TrainConfig, release: Release, tokenizer: Tokenizer) -> RunData:

@@ -19,6 +19,7 @@ from retro.data.loader import TrainLoader
 from retro.data.text_dataset import TextDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import RetroModel, count_parameters
+from retro.model.retrofit import freeze_backbone
 from retro.optim.adamw import build_adamw
 from retro.optim.schedules import warmup_cosine
 from retro.train.allocator import keep_freed_memory
@@ -33,7 +34,7 @@ from retro.train.compiled import compile_or_stay_eager
 from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
 from retro.train.environment import describe_environment
-from retro.train.initial import InitialWeights, open_initial_weights, take_model
+from retro.train.initial import InitialWeights, open_start
 from retro.train.peak import Peak, device_peak
 from retro.train.randomness import restore_generators, seed_process
 from retro.train.run_folder import RunFolder, silent_log
@@ -62,10 +63,8 @@ def train(config: TrainConfig) -> Outcome:
         keep_freed_memory()
     release = open_release(config.release)
     tokenizer = open_tokenizer(release.tokenizer)
-    initial = None
-    if config.init_from is not None:
-        initial = open_initial_weights(config.init_from, tokenizer)
-        config = take_model(config, initial)
+    folder = RunFolder(config)
+    config, initial = open_start(config, release, tokenizer, latest_checkpoint(folder.checkpoints))
     config = resolve_vocabulary(config, tokenizer)
     data = open_data(config, release, tokenizer)
     identity = Identity(
@@ -74,7 +73,6 @@ def train(config: TrainConfig) -> Outcome:
         tokenizer=tokenizer.fingerprint,
         init_from=None if initial is None else initial.fingerprint,
     )
-    folder = RunFolder(config)
     with ExitStack() as stack:
         log = silent_log()
         if processes.is_main:
@@ -137,7 +135,10 @@ def _build_trainer(
     model = RetroModel(config.model).to(processes.device)
     model.checkpointed = frozenset(config.activation_checkpointing)
     if initial is not None and latest is None:
-        initial.load(model)
+        assert initial.fill is not None  # only a run with a checkpoint does without
+        initial.fill(model)
+    if config.freeze_backbone:
+        freeze_backbone(model)
     seed_process(config.seed, processes)
     optimizer = build_adamw(
         model,
@@ -258,8 +259,10 @@ def _summary(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: 
     kind = "RETRO" if config.model.is_retro else "GPT"
     processes, loader, state = trainer.processes, trainer.loader, trainer.state
     what = f"resuming at step {state.step}" if state.step else "training"
+    frozen = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    size = f"{count_parameters(trainer.model):,} parameters" + (f" ({frozen:,} of them frozen)" if frozen else "")
     return (
-        f"{folder.path}: {what}: {kind}, {count_parameters(trainer.model):,} parameters, {config.steps} steps of "
+        f"{folder.path}: {what}: {kind}, {size}, {config.steps} steps of "
         f"{config.global_batch} x {config.sequence_length} tokens ({loader.micro_batches_per_step} micro-batch(es) of "
         f"{loader.micro_batch} on {processes.world} process(es), {processes.device.type}, {config.precision}), "
         f"{len(loader.dataset):,} sequences of release {release.fingerprint}"

@@ -47,6 +47,7 @@ def load_huggingface(folder: str | Path, device: str | torch.device = "cpu") -> 
     return model.eval()
 
 
+@torch.no_grad()
 def fill_backbone(model: RetroModel, folder: str | Path) -> None:
     """Copy the folder's weights into the decoder of `model`, whose retrieval parameters stay as they are.
 

@@ -1,0 +1,120 @@
+"""Models by a path: runs, checkpoints, saved folders, and Hugging Face folders alike.
+
+model = load_pretrained("runs/demo-retro")
+save_pretrained(model, "models/demo-retro")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retro.artifacts.checkpoint_folders import CHECKPOINTS, latest_checkpoint
+from retro.artifacts.fingerprint import sha256_file
+from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
+from retro.artifacts.new_folder import new_folder
+from retro.config.errors import ArtifactCorruptError, ArtifactMissingError
+from retro.config.model import ModelConfig
+from retro.model.huggingface import fill_backbone, is_huggingface_folder, read_huggingface_config
+from retro.model.huggingface.weight_files import fingerprint_weights
+from retro.model.retro import RetroModel
+from retro.model.weights import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    load_backbone_weights,
+    load_weights,
+    read_model_config,
+    save_model,
+)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model on disk that was found and whose configuration was read.
+
+    folder: that holds config.json and weights; is_huggingface: a folder of transformers; config: of the model.
+    """
+
+    folder: Path
+    is_huggingface: bool
+    config: ModelConfig
+
+    def check(self) -> None:
+        """Compare the checksums that a checkpoint's manifest records. Raises ArtifactCorruptError."""
+        if not (self.folder / MANIFEST_NAME).is_file():
+            return
+        recorded = {entry["name"]: entry["sha256"] for entry in open_manifest(self.folder).all_files()}
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            found = sha256_file(self.folder / name) if name in recorded else "no record of it"
+            if recorded.get(name) != found:
+                raise ArtifactCorruptError(
+                    f"{self.folder / name}: expected sha256 {recorded.get(name, 'in the manifest')[:16]}, found "
+                    f"{found[:16]}; use another checkpoint"
+                )
+
+    def fingerprint(self) -> str:
+        """16 digits over the weights' content."""
+        if self.is_huggingface:
+            return fingerprint_weights(self.folder)
+        return sha256_file(self.folder / WEIGHTS_NAME)[:16]
+
+    def fill(self, model: RetroModel) -> None:
+        """Load all weights into a model of the same configuration."""
+        self._filler(load_weights)(model)
+
+    def fill_backbone(self, model: RetroModel) -> None:
+        """Load the decoder's weights into a model of the same decoder; its retrieval parameters stay."""
+        self._filler(load_backbone_weights)(model)
+
+    def _filler(self, load: Callable[[Path, RetroModel], None]) -> Callable[[RetroModel], None]:
+        if self.is_huggingface:
+            return lambda model: fill_backbone(model, self.folder)
+        return lambda model: load(self.folder / WEIGHTS_NAME, model)
+
+
+def open_pretrained(path: str | Path, name: str = "model") -> Pretrained:
+    """Find the model at `path`: a run folder (its newest finished checkpoint), a checkpoint folder, a folder of
+    `save_pretrained`, or a Hugging Face folder.
+
+    name: what error messages call the path. Raises ArtifactMissingError where there is none, and ArtifactError
+    subclasses for a config.json that is broken or not supported.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactMissingError(f"{name}: {path}: no such run, checkpoint or model; correct the path")
+    folder: Path | None = path
+    if (path / CHECKPOINTS).is_dir():
+        folder = latest_checkpoint(path / CHECKPOINTS)
+        if folder is None:
+            raise ArtifactMissingError(f"{name}: {path}/{CHECKPOINTS}: no finished checkpoint; train that run first")
+    assert folder is not None
+    if is_huggingface_folder(folder):
+        return Pretrained(folder, True, read_huggingface_config(folder))
+    return Pretrained(folder, False, read_model_config(folder))
+
+
+def load_pretrained(path: str | Path, device: str | torch.device = "cpu") -> RetroModel:
+    """The whole model at `path` (see `open_pretrained`) in float32 and evaluation mode, on `device`.
+
+    Raises ArtifactError subclasses, each one line; checksums are compared where a manifest records them.
+    """
+    found = open_pretrained(path)
+    found.check()
+    with torch.device("meta"):
+        model = RetroModel(found.config)
+    model.to_empty(device=device)
+    found.fill(model)
+    return model.eval()
+
+
+def save_pretrained(model: RetroModel, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the whole model, retrieval included, into the new folder `folder`: model.safetensors and config.json.
+
+    extra: further entries of config.json. Whole or not at all. Raises ConfigError if the folder exists.
+    """
+    with new_folder(folder) as temporary:
+        save_model(temporary, model, extra)
