@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retro.config.command_line import CommandParser
 from retro.config.errors import ConfigError
-from retro.config.evaluation import GenerateConfig
+from retro.config.generation import GenerateConfig
 from retro.config.loader import load_config
 
 if TYPE_CHECKING:
-    from retro.inference.language_model import ChunkEvidence
+    from retro.inference.language_model import ChunkEvidence, Generated
     from retro.inference.retro_lm import RetroLM
 
 _DESCRIPTION = """\
-Continue a prompt with the newest checkpoint of a run, retrieving at the end of every chunk; prints the text, and for
-each chunk which documents its evidence came from. key=value: checkpoint, prompt or prompt_file, max_new_tokens,
-temperature, top_k, top_p, seed, retrieval (on, off), num_neighbors, release, database (another release.json, whose
-database is retrieved from), device, precision.
+Continue a prompt with the newest checkpoint of a run, retrieving as it goes; prints the text, and for each retrieval
+which documents its evidence came from and which tokens it served. key=value: checkpoint, prompt or prompt_file,
+max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, retrieve (on, off, every:16, adaptive:0.3),
+num_neighbors, release, database (another release.json, whose database is retrieved from), device, precision. Many
+prompts: prompts_file (JSON lines with "prompt"), output (JSON lines with text and evidence), batch.
 """
 _SNIPPET = 90
-_RAW = ("prompt", "prompt_file")
+#: Taken as they are: `prompt=a: b` is text, not YAML, and so is `retrieve=off`.
+_RAW = ("prompt", "prompt_file", "prompts_file", "output", "retrieve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,24 +37,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="+", metavar="key=value", help='checkpoint=runs/X prompt="..."')
     arguments = parser.parse_args(argv)
     config = parse_config(arguments.overrides)
-    prompt = _read_prompt(config)
-    from retro.inference.retro_lm import open_language_model
+    from retro.retrieval.policy import Never, parse_policy
+
+    policy = parse_policy(config.retrieve)
+    prompts = [_read_prompt(config)] if config.prompts_file is None else read_prompts(config.prompts_file)
+    if config.output is not None and Path(config.output).exists():
+        raise ConfigError(f"output: {config.output} is there already; expected the name of a new file")
+    from retro.inference.opening import open_language_model
 
     lm, _ = open_language_model(
         config.checkpoint,
         release=config.release,
         database=config.database,
         num_neighbors=config.num_neighbors,
-        retrieval=config.retrieval == "on",
+        retrieval=not isinstance(policy, Never),
         device=config.device,
         precision=config.precision,
+        batch=config.batch,
+        policy=policy,
     )
-    _generate(lm, prompt, config)
+    parse_policy(config.retrieve, lm.model.config.chunk_length)
+    if config.output is None:
+        _generate(lm, prompts[0], config)
+    else:
+        _generate_many(lm, prompts, config)
     return 0
 
 
 def parse_config(items: Sequence[str]) -> GenerateConfig:
-    """The configuration of a command line. Prompts are taken as they are: `prompt=a: b` is text, not YAML."""
+    """The configuration of a command line."""
     raw: dict[str, str] = {}
     others = []
     for item in items:
@@ -60,6 +76,28 @@ def parse_config(items: Sequence[str]) -> GenerateConfig:
             others.append(item)
     # JSON strings are YAML strings: what the loader reads is exactly the text.
     return load_config(GenerateConfig, None, [*others, *(f"{key}={json.dumps(text)}" for key, text in raw.items())])
+
+
+def read_prompts(path: str) -> list[str]:
+    """The texts of a file of JSON lines {"prompt": text}. Raises ConfigError naming the line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts_file: {path} cannot be read as UTF-8 text ({error})") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise ConfigError(f'prompts_file: {path}:{number}: expected {{"prompt": "text"}}, found {snippet(line)}')
+        prompts.append(prompt)
+    if not prompts:
+        raise ConfigError(f"prompts_file: {path}: expected at least one prompt, found none")
+    return prompts
 
 
 def _read_prompt(config: GenerateConfig) -> str:
@@ -74,45 +112,95 @@ def _read_prompt(config: GenerateConfig) -> str:
 
 def _generate(lm: RetroLM, prompt: str, config: GenerateConfig) -> None:
     """Print the text as it comes, then the evidence."""
-    from retro.inference.generate import Step
-    from retro.inference.language_model import ChunkEvidence
+    from retro.inference.provenance import served_positions
+    from retro.inference.requests import EngineRequest
 
-    tokenizer = lm.tokenizer
-    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    evidence: list[ChunkEvidence] = []
-    everything = list(tokens)
-    written = ""
     print(prompt, end="", flush=True)
-    for item in lm.stream(tokens, config.max_new_tokens, config.sampling, config.retrieval == "on"):
-        if isinstance(item, ChunkEvidence):
-            evidence.append(item)
-            continue
-        assert isinstance(item, Step)
-        if item.evidence is not None:
-            evidence.append(item.evidence)
-        everything.append(item.token)
-        # Decoded as a whole, because a character may take several tokens; the unfinished one waits.
-        text = tokenizer.decode(everything[len(tokens) :])
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(written) :], end="", flush=True)
-            written = text
-    print(tokenizer.decode(everything[len(tokens) :])[len(written) :])
-    ended = everything[-1] == tokenizer.eos_id and len(everything) > len(tokens)
-    print(f"\n[{len(everything) - len(tokens)} new tokens, {'end of text' if ended else 'length limit'}]")
-    for chunk in evidence:
-        print_evidence(lm, chunk, everything, len(tokens))
-    if not evidence:
+    request = EngineRequest(
+        lm.prompt_tokens(prompt), config.max_new_tokens, config.sampling, until=config.stop, policy=lm.policy
+    )
+    result = None
+    for update in lm.stream(request):
+        print(update.text, end="", flush=True)
+        result = update.finished
+    assert result is not None
+    why = {"end": "end of text", "until": "stop text", "length": "length limit"}[result.stop]
+    print(f"\n\n[{len(result.new_tokens)} new tokens, {why}]")
+    for chunk, served in zip(result.evidence, served_positions(result, lm.model.config.chunk_length), strict=True):
+        print_evidence(lm, chunk, served, result)
+    if not result.evidence:
         print("[no retrieval]")
 
 
-def print_evidence(lm: RetroLM, chunk: ChunkEvidence, tokens: Sequence[int], prompt_tokens: int) -> None:
-    """One paragraph: the query chunk, and its neighbors' documents, distances and beginnings."""
+def _generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -> None:
+    """Continue all prompts, then write one line for each, in their order."""
+    from retro.artifacts.atomic import write_text_atomic
+    from retro.inference.provenance import describe_result
+    from retro.inference.requests import EngineRequest
+
+    assert config.output is not None
+    requests = [
+        EngineRequest(
+            lm.prompt_tokens(prompt),
+            config.max_new_tokens,
+            dataclasses.replace(config.sampling, seed=config.seed + i),
+            until=config.stop,
+            policy=lm.policy,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    engine = lm.build_engine(min(config.batch, len(requests)))
+    tickets = {engine.submit(request): i for i, request in enumerate(requests)}
+    rows: list[str] = [""] * len(requests)
+    progress = Progress(len(requests))
+    while engine.active or engine.waiting:
+        updates = engine.step()
+        for update in updates:
+            if update.finished is not None:
+                place = tickets[update.ticket]
+                row = {"prompt": prompts[place], **describe_result(lm, update.finished)}
+                rows[place] = json.dumps(row, ensure_ascii=False)
+        progress.advance(sum(u.finished is not None for u in updates), sum(len(u.tokens) for u in updates))
+    write_text_atomic(config.output, "".join(row + "\n" for row in rows))
+    print(f"{config.output}: {len(rows)} continuations")
+
+
+class Progress:
+    """A line on stderr now and then: how many are done, at what rate, and how long the rest takes."""
+
+    def __init__(self, total: int, every: float = 10.0) -> None:
+        self._total, self._every = total, every
+        self._done = self._tokens = 0
+        self._begin = self._printed = time.monotonic()
+
+    def advance(self, done: int, tokens: int) -> None:
+        """So many prompts and tokens more."""
+        self._done, self._tokens = self._done + done, self._tokens + tokens
+        now = time.monotonic()
+        if now - self._printed < self._every:
+            return
+        self._printed, seconds = now, now - self._begin
+        left = f"{seconds / self._done * (self._total - self._done):,.0f} s" if self._done else "not known yet"
+        print(
+            f"{self._done}/{self._total} prompts, {self._tokens / seconds:,.0f} tokens/s, left: {left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def print_evidence(lm: RetroLM, chunk: ChunkEvidence, served: tuple[int, int], result: Generated) -> None:
+    """One paragraph: the query chunk, whom it served, and its neighbors' documents, distances and beginnings."""
     from retro.inference.evidence import neighbor_texts
 
     assert lm.database is not None
-    where = "prompt" if chunk.stop <= prompt_tokens else "continuation"
+    tokens, prompt = [*result.prompt_tokens, *result.new_tokens], len(result.prompt_tokens)
+    where = "prompt" if chunk.stop <= prompt else "continuation"
     query = snippet(lm.tokenizer.decode(tokens[chunk.start : chunk.stop]))
     print(f"\nevidence retrieved with tokens {chunk.start}-{chunk.stop - 1} ({where}): {query}")
+    first, stop = served[0] - prompt, served[1] - prompt
+    if stop > 0:
+        text = snippet(lm.tokenizer.decode(result.new_tokens[max(0, first) : stop]))
+        print(f"  served new tokens {max(0, first) + 1}-{stop}: {text}")
     if not chunk.neighbors:
         print("  nothing found")
     for neighbor in chunk.neighbors:

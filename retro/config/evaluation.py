@@ -1,4 +1,4 @@
-"""Configuration of evaluation: scoring a checkpoint, question sets, generation, search."""
+"""Configuration of evaluation: scoring a checkpoint, question sets, search."""
 
 from __future__ import annotations
 
@@ -6,20 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from retro.config.errors import ConfigError
+from retro.config.checks import require as _require
+from retro.config.checks import require_at_least as _at_least
 
 Mode = Literal["on", "off", "shuffled"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _at_least(config: object, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value >= minimum, f"{name}: expected {minimum:g} or more, found {value}")
 
 
 @dataclass(frozen=True)
@@ -98,63 +88,6 @@ class EvalConfig:
 
 _PERPLEXITY_FIELDS = ("split", "max_sequences", "overlap_neighbors", "samples")
 _DOCS_QA_FIELDS = ("questions", "database", "max_questions", "max_answer_tokens")
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn.
-
-    temperature: 0 = the most probable one; top_k: among so many most probable ones; top_p: among the fewest that
-    together have this probability (Holtzman et al. 2020); seed: of the draws.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "temperature", "seed")
-        _at_least(self, 1, "top_k")
-        _require(0 < self.top_p <= 1, f"top_p: expected above 0 and at most 1, found {self.top_p}")
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """Continue a prompt.
-
-    checkpoint, release, num_neighbors, device, precision: as in EvalConfig; exactly one of prompt and prompt_file;
-    database: another release.json, whose database is retrieved from instead of the release's own (same tokenizer and
-    chunk length); retrieval: "off" leaves cross-attention out. temperature, top_k, top_p, seed: as in SamplingConfig.
-    """
-
-    checkpoint: str
-    prompt: str | None = None
-    prompt_file: str | None = None
-    max_new_tokens: int = 128
-    temperature: float = 0.7
-    top_k: int | None = None
-    top_p: float = 0.95
-    seed: int = 0
-    retrieval: Literal["on", "off"] = "on"
-    num_neighbors: int | None = None
-    release: str | None = None
-    database: str | None = None
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "max_new_tokens", "num_neighbors")
-        _require(
-            (self.prompt is None) != (self.prompt_file is None),
-            'expected exactly one of prompt="..." and prompt_file=PATH',
-        )
-        _ = self.sampling
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """The fields that decide the draws."""
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.seed)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def answer(task: Task, model: LanguageModel, log: ResponseLog, progress: bool = 
 
 
 def _open_model(config: EvalConfig, checkpoint: Checkpoint) -> RetroModel:
-    from retro.inference.retro_lm import resolve_device
+    from retro.inference.opening import resolve_device
 
     return checkpoint.load_model(resolve_device(config.device))
 

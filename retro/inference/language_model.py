@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from retro.config.evaluation import SamplingConfig
+from retro.config.generation import SamplingConfig
 
 if TYPE_CHECKING:
     from retro.data.batch import RetroBatch
+    from retro.retrieval.policy import RetrievalPolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class GenerateRequest:
 
     prompt: text, or token ids taken as they are (with their own begin-of-text token and padding); until: generation
     stops before the first of these; evidence: None = retrieve while generating, as the model was set up; chunk ids of
-    the database = these serve all that is generated (at most one chunk), () = no neighbors at all.
+    the database = these serve all that is generated (at most one chunk), () = no neighbors at all; policy: when to
+    retrieve, None = as the model was set up.
     """
 
     prompt: str | tuple[int, ...]
@@ -46,6 +48,7 @@ class GenerateRequest:
     until: tuple[str, ...] = ()
     evidence: tuple[int, ...] | None = None
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    policy: RetrievalPolicy | None = None
 
 
 @dataclasses.dataclass(frozen=True)

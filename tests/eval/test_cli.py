@@ -103,7 +103,7 @@ def test_generate_prints_text_and_the_documents_of_every_chunk(workspace, tmp_pa
     (tmp_path / "prompt.txt").write_text("the sum of")
     assert main([*command, f"prompt_file={tmp_path / 'prompt.txt'}"]) == 0
     assert capsys.readouterr().out == printed
-    assert main([*command, "prompt=the sum of", "retrieval=off"]) == 0
+    assert main([*command, "prompt=the sum of", "retrieve=off"]) == 0
     assert "[no retrieval]" in capsys.readouterr().out
 
 

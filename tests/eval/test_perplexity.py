@@ -18,7 +18,7 @@ from retro.eval.results import write_results
 from retro.eval.runner import answer, evaluate
 from retro.eval.tasks.perplexity import PerplexityTask
 from retro.inference.checkpoint import open_checkpoint
-from retro.inference.retro_lm import open_language_model
+from retro.inference.opening import open_language_model
 from tests.eval.workspace import CHUNK, NEIGHBORS, SEQUENCE, write_run
 
 

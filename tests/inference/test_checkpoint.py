@@ -13,7 +13,7 @@ from retro.config.errors import (
     ConfigError,
 )
 from retro.inference.checkpoint import open_checkpoint
-from retro.inference.retro_lm import open_language_model
+from retro.inference.opening import open_language_model
 from tests.eval.workspace import NEIGHBORS, SEQUENCE, write_run
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from retro.config.errors import ArtifactMismatchError, ConfigError
-from retro.config.evaluation import SamplingConfig
+from retro.config.generation import SamplingConfig
 from retro.inference.language_model import GenerateRequest, LanguageModel, ScoreRequest
-from retro.inference.retro_lm import RetroLM, open_language_model, resolve_device
+from retro.inference.opening import open_language_model, resolve_device
+from retro.inference.retro_lm import RetroLM
 from tests.eval.workspace import CHUNK, NEIGHBORS, SEQUENCE
 
 TEXT = "Return the mean of all rows in the data, in the order of the index. Parameters: data, limit, fill and axis."
@@ -119,9 +120,16 @@ def test_given_evidence_serves_the_last_chunk_of_the_prompt(retro, evidence):
             logits = retro.model(
                 torch.tensor([tokens]), torch.from_numpy(found).long(), torch.from_numpy(mask), first_chunk_length=3
             ).logits[0, -1]
-        logits[retro._banned] = -torch.inf
+        logits[retro.banned] = -torch.inf
         tokens.append(int(logits.argmax()))
     assert tuple(tokens[len(prompt) :]) == result.new_tokens
+
+
+def test_given_evidence_can_be_sampled_with(retro):
+    prompt = tuple(range(5, 5 + CHUNK))
+    warm = [SamplingConfig(temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    results = retro.generate_until([GenerateRequest(prompt, 8, evidence=(3, 17), sampling=s) for s in warm])
+    assert results[0].new_tokens == results[1].new_tokens != results[2].new_tokens
 
 
 def test_results_keep_the_order_of_mixed_requests(retro):
@@ -144,8 +152,6 @@ def test_bf16_gives_nearly_the_same_scores(workspace, retro):
 
 
 def test_what_cannot_be_asked(workspace, retro):
-    with pytest.raises(ConfigError, match="set temperature to 0"):
-        retro.generate_until([GenerateRequest("x", 2, evidence=(1,), sampling=SamplingConfig(temperature=1.0))])
     without = RetroLM(retro.model, retro.tokenizer, window_length=SEQUENCE, num_neighbors=2)
     with pytest.raises(ConfigError, match="need the database"):
         without.generate_until([GenerateRequest("x", 2, evidence=(1,))])

@@ -1,0 +1,229 @@
+"""Decoding many requests side by side, each retrieving when its policy says so.
+
+Every step makes one token for every request that has a slot: tokens of all slots go through the model together, all
+that retrieve with this token are searched in one batch, and free slots are filled with waiting requests. The prompt is
+right-aligned: its last token ends a chunk (the left-padding rule of Wang et al. 2023, section 4.2.3, with a short first
+chunk instead of padding, docs/concepts.md), so already the first new token is served by neighbors, however short the
+prompt. Each retrieval uses the last M tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retro.config.errors import ConfigError
+from retro.inference.decoded_sequence import DecodedSequence
+from retro.inference.evidence import describe_neighbors
+from retro.inference.language_model import ChunkEvidence
+from retro.inference.precision import inference
+from retro.inference.requests import EngineRequest, Update
+from retro.inference.sampling import Sampler
+from retro.inference.stopping import TextStream
+from retro.model.decoding import DecodingState
+
+if TYPE_CHECKING:
+    from retro.data.chunk_store import ChunkStore
+    from retro.data.tokenizer import Tokenizer
+    from retro.model import RetroModel
+    from retro.retrieval.retriever import Retriever
+
+
+class Engine:
+    """Synchronous: nothing happens but in `step`, in the caller's thread. The tokens of a request do not depend on what
+    else is decoded, as far as sums of other shapes round alike.
+
+    window_length: most tokens that the model sees of a sequence, more than a chunk; slots: sequences decoded side by
+    side; num_neighbors K: the most that a request may bring; retrieved_neighbors: how many are retrieved, None = K;
+    retriever: None = policies are not asked; database: the chunks that evidence of requests is in; banned: ids that are
+    never drawn. Raises ConfigError for a window that is too short.
+    """
+
+    def __init__(
+        self,
+        model: RetroModel,
+        tokenizer: Tokenizer,
+        *,
+        window_length: int,
+        slots: int,
+        num_neighbors: int = 0,
+        retrieved_neighbors: int | None = None,
+        retriever: Retriever | None = None,
+        database: ChunkStore | None = None,
+        banned: Sequence[int] = (),
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        chunk = model.config.chunk_length
+        if window_length <= max(chunk, 2):
+            raise ConfigError(f"sequence_length: expected more than one chunk of {chunk} tokens, found {window_length}")
+        self._model, self._tokenizer = model, tokenizer
+        self._window, self._banned, self._precision = window_length, list(banned), precision
+        self._num_neighbors = num_neighbors if model.config.is_retro else 0
+        self._retrieved = min(
+            self._num_neighbors, num_neighbors if retrieved_neighbors is None else retrieved_neighbors
+        )
+        self._retriever = retriever if self._retrieved else None
+        self._database = retriever.database if retriever is not None else database
+        self._device = model.embedding.weight.device
+        self._state = DecodingState(model, slots, window_length, self._num_neighbors)
+        # Slot s holds self._running[s]; slots in use are without a gap.
+        self._running: list[DecodedSequence] = []
+        self._queue: deque[DecodedSequence] = deque()
+        self._tickets = 0
+
+    @property
+    def active(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self._queue)
+
+    def submit(self, request: EngineRequest) -> int:
+        """Queue a request; returns its ticket. Raises ValueError for one that cannot be decoded."""
+        vocabulary = self._model.config.vocab_size or 0
+        if not request.prompt:
+            raise ValueError("prompt: expected at least one token, found none")
+        if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
+            raise ValueError(f"prompt: expected token ids 0..{vocabulary - 1}, found {list(request.prompt)[:8]}")
+        if request.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected 1 or more, found {request.max_new_tokens}")
+        if request.num_neighbors is not None and not 1 <= request.num_neighbors <= self._retrieved:
+            raise ValueError(f"num_neighbors: expected 1..{self._retrieved}, found {request.num_neighbors}")
+        if request.evidence:
+            if self._database is None or len(request.evidence) > self._num_neighbors:
+                raise ValueError(
+                    f"evidence: expected at most {self._num_neighbors} chunks of the database, found "
+                    f"{len(request.evidence)}"
+                )
+            if not 0 <= min(request.evidence) <= max(request.evidence) < self._database.num_chunks:
+                raise ValueError(
+                    f"evidence: expected chunks 0..{self._database.num_chunks - 1}, found {list(request.evidence)}"
+                )
+        self._tickets += 1
+        sampler = Sampler(request.sampling, request.prompt, self._banned, vocabulary)
+        text = TextStream(self._tokenizer, request.until)
+        self._queue.append(
+            DecodedSequence(self._tickets, request, sampler, text, self._window, self._model.config.chunk_length)
+        )
+        return self._tickets
+
+    def cancel(self, ticket: int) -> bool:
+        """Forget a request; nothing more comes of it. False if there is none of that ticket (any more)."""
+        for sequence in self._queue:
+            if sequence.ticket == ticket:
+                self._queue.remove(sequence)
+                return True
+        for slot, sequence in enumerate(self._running):
+            if sequence.ticket == ticket:
+                self._release(slot)
+                return True
+        return False
+
+    def step(self) -> list[Update]:
+        """One token for every request that has, or now gets, a slot; requests that end give their slots back."""
+        logits = self._continue() + self._admit()
+        updates = [
+            sequence.accept(row, self._tokenizer.eos_id) for sequence, row in zip(self._running, logits, strict=True)
+        ]
+        # From the last slot on: each gap is filled by one that stays.
+        for slot in reversed(range(len(updates))):
+            if updates[slot].finished is not None:
+                self._release(slot)
+        return updates
+
+    def run(self, requests: Iterable[EngineRequest]) -> list[Update]:
+        """Decode all requests; their last updates, in their order."""
+        tickets = [self.submit(request) for request in requests]
+        last: dict[int, Update] = {}
+        while self._running or self._queue:
+            last.update({u.ticket: u for u in self.step() if u.finished is not None})
+        return [last[ticket] for ticket in tickets]
+
+    def _release(self, slot: int) -> None:
+        last = len(self._running) - 1
+        if slot != last:
+            self._state.copy(last, slot)
+            self._running[slot] = self._running[last]
+        self._state.clear(last)
+        self._running.pop()
+
+    def _continue(self) -> list[Tensor]:
+        """Logits float32 [V] after the last token of every running sequence, which is given to the model now."""
+        running = self._running
+        if not running:
+            return []
+        retrieving = [s for s in running if self._retriever is not None and s.wants_retrieval()]
+        self._retrieve([(s, len(s.tokens) - 1) for s in retrieving])
+        for slot, sequence in enumerate(running):
+            if sequence.is_full:
+                sequence.drop()
+                self._prefill(slot, sequence, len(sequence.tokens) - 1)
+        tokens = torch.tensor([s.tokens[-1] for s in running], device=self._device)
+        if not retrieving:
+            with inference(self._device, self._precision):
+                return list(self._state.decode(tokens).cpu())
+        ids = np.full((len(running), self._num_neighbors), -1, dtype=np.int64)
+        now = torch.tensor([s in retrieving for s in running])
+        for slot in now.nonzero().squeeze(1).tolist():
+            ids[slot] = running[slot].retrievals[-1].neighbors
+        neighbors, mask = self._neighbor_tokens(ids)
+        with inference(self._device, self._precision):
+            return list(self._state.decode(tokens, neighbors, mask, now).cpu())
+
+    def _admit(self) -> list[Tensor]:
+        """Give free slots to waiting requests; logits float32 [V] after the prompt of each."""
+        new: list[DecodedSequence] = []
+        while self._queue and len(self._running) + len(new) < self._state.slots:
+            new.append(self._queue.popleft())
+        asked = [s for s in new if self._retriever is not None and s.retrieves_prompt]
+        self._retrieve([(s, end) for s in asked for end in s.prompt_ends()])
+        for sequence in new:
+            if sequence.request.evidence and self._num_neighbors:
+                given = np.full(self._num_neighbors, -1, dtype=np.int64)
+                given[: len(sequence.request.evidence)] = sequence.request.evidence
+                sequence.add_retrieval(len(sequence.tokens) - 1, given, None)
+        out = []
+        for sequence in new:
+            out.append(self._prefill(len(self._running), sequence, len(sequence.tokens)))
+            self._running.append(sequence)
+        return out
+
+    def _prefill(self, slot: int, sequence: DecodedSequence, stop: int) -> Tensor:
+        """Fill a slot with the window up to token `stop` of a sequence; logits float32 [V] of what follows."""
+        tokens = torch.tensor(sequence.tokens[sequence.dropped : stop], device=self._device)
+        seen = [r for r in sequence.retrievals if sequence.dropped <= r.end < stop]
+        neighbors = mask = ends = None
+        if seen:
+            neighbors, mask = self._neighbor_tokens(np.stack([r.neighbors for r in seen]))
+            ends = torch.tensor([r.end - sequence.dropped for r in seen], device=self._device)
+        with inference(self._device, self._precision):
+            return self._state.prefill(slot, tokens, neighbors, mask, ends).cpu()
+
+    def _retrieve(self, places: list[tuple[DecodedSequence, int]]) -> None:
+        """Neighbors for the chunks that end at these positions of these sequences, searched together."""
+        if not places:
+            return
+        assert self._retriever is not None
+        queries = [sequence.query(end) for sequence, end in places]
+        ids, distances = self._retriever.retrieve(queries, self._retrieved)
+        for (sequence, end), query, found, distance in zip(places, queries, ids, distances, strict=True):
+            if sequence.request.num_neighbors is not None:
+                found[sequence.request.num_neighbors :] = -1
+            neighbors = describe_neighbors(self._retriever.database, found, distance)
+            padded = np.full(self._num_neighbors, -1, dtype=np.int64)
+            padded[: len(found)] = found
+            sequence.add_retrieval(end, padded, ChunkEvidence(end + 1 - len(query), end + 1, neighbors))
+
+    def _neighbor_tokens(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Neighbor tokens int64 [rows, K, R] and mask bool, of ids int64 [rows, K]."""
+        assert self._database is not None
+        tokens, mask = self._database.gather_neighbors(ids, self._tokenizer.pad_id)
+        return torch.from_numpy(tokens).to(self._device, torch.int64), torch.from_numpy(mask).to(self._device)

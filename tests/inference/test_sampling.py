@@ -1,0 +1,72 @@
+"""Draws from a distribution."""
+
+import math
+
+import pytest
+import torch
+
+from retro.config.errors import ConfigError
+from retro.config.generation import SamplingConfig
+from retro.inference.sampling import Sampler, probability_and_entropy, token_logprob
+
+LOGITS = torch.log(torch.tensor([0.1, 0.5, 0.3, 0.1]))
+
+
+def draws(sampling, count=200, banned=(), prompt=(), logits=LOGITS):
+    sampler = Sampler(sampling, prompt, banned, len(logits))
+    return [sampler.draw(logits) for _ in range(count)]
+
+
+def test_sampling():
+    before = LOGITS.clone()
+    assert set(draws(SamplingConfig())) == {1} and set(draws(SamplingConfig(), banned=[1])) == {2}
+    assert set(draws(SamplingConfig(temperature=1.0))) == {0, 1, 2, 3}
+    assert set(draws(SamplingConfig(temperature=1.0, top_k=2))) == {1, 2}
+    assert set(draws(SamplingConfig(temperature=1.0, top_k=1))) == {1}
+    # 0.5 is less than 0.6, with 0.3 it is more: two tokens.
+    assert set(draws(SamplingConfig(temperature=1.0, top_p=0.6))) == {1, 2}
+    assert set(draws(SamplingConfig(temperature=1.0, top_p=0.4))) == {1}
+    assert set(draws(SamplingConfig(temperature=1.0), banned=[1, 2])) == {0, 3}
+    hot = draws(SamplingConfig(temperature=3.0), 4000)
+    assert abs(hot.count(1) / 4000 - float(torch.softmax(LOGITS / 3, 0)[1])) < 0.03
+    assert torch.equal(LOGITS, before)  # the caller's logits stay
+
+
+def test_repetition_penalty_counts_prompt_and_draws():
+    logits = torch.tensor([2.0, 1.9, -1.0, -1.05])
+    # Positive logits are divided by it, negative ones multiplied.
+    penalty = SamplingConfig(repetition_penalty=1.1)
+    assert draws(penalty, 4, logits=logits) == [0, 1, 0, 0]
+    assert draws(penalty, 1, prompt=[0], logits=logits) == [1]
+    assert draws(penalty, 1, prompt=[2], banned=[0, 1], logits=logits) == [3]
+    assert draws(SamplingConfig(), 3, prompt=[0], logits=logits) == [0, 0, 0]
+
+
+def test_streams_belong_to_requests():
+    warm = SamplingConfig(temperature=1.0, seed=7)
+    one, other = Sampler(warm, (), (), 4), Sampler(warm, (), (), 4)
+    mixed = [(one.draw(LOGITS), torch.rand(1), other.draw(LOGITS)) for _ in range(50)]
+    assert [a for a, _, _ in mixed] == [b for _, _, b in mixed] == draws(warm, 50)
+
+
+def test_probabilities():
+    found = token_logprob(LOGITS, 2, 3)
+    assert found.logprob == pytest.approx(math.log(0.3), abs=1e-6)
+    assert [token for token, _ in found.top][:2] == [1, 2] and len(found.top) == 3
+    assert found.top[0][1] == pytest.approx(math.log(0.5), abs=1e-6)
+    assert token_logprob(LOGITS, 2, 0).top == () and len(token_logprob(LOGITS, 0, 99).top) == 4
+    probability, entropy = probability_and_entropy(LOGITS, 1)
+    assert probability == pytest.approx(0.5, abs=1e-6)
+    assert entropy == pytest.approx(-sum(p * math.log(p) for p in (0.1, 0.5, 0.3, 0.1)), abs=1e-6)
+    with_zero = torch.tensor([0.0, -math.inf])
+    assert probability_and_entropy(with_zero, 0) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -1.0), ("temperature", math.inf), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5), ("seed", -1),
+     ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("repetition_penalty", math.nan)],
+)  # fmt: skip
+def test_impossible_settings(field, value):
+    with pytest.raises(ConfigError, match=field):
+        SamplingConfig(**{field: value})
