@@ -27,7 +27,6 @@ from retro.artifacts.checkpoint_folders import latest_checkpoint as latest_check
 from retro.artifacts.checkpoint_folders import list_checkpoints as list_checkpoints
 from retro.artifacts.fingerprint import fingerprint
 from retro.artifacts.manifest import (
-    MANIFEST_NAME,
     Manifest,
     describe_file,
     open_manifest,

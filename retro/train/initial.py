@@ -124,10 +124,12 @@ def take_model(config: TrainConfig, initial: InitialWeights) -> TrainConfig:
     """The configuration with the model of the weights. Raises ConfigError if it describes another one."""
     if config.model not in (ModelConfig(), initial.model, dataclasses.replace(initial.model, vocab_size=None)):
         field = "init_from" if config.retrofit is None else "retrofit"
+        default = ModelConfig()
         differing = [
             entry.name
             for entry in dataclasses.fields(ModelConfig)
-            if getattr(config.model, entry.name) not in (getattr(initial.model, entry.name), entry.default)
+            if getattr(config.model, entry.name)
+            not in (getattr(initial.model, entry.name), getattr(default, entry.name))
         ]
         named = f" (in {', '.join(differing)})" if differing else ""
         raise ConfigError(
