@@ -1,8 +1,8 @@
 """Generation without any cache: the whole window through the model for every token.
 
 Retrieval follows the rule of retro.inference.engine, written down plainly: the prompt's chunks end at its last token
-and every M tokens before it; later ones where `wants` says; each retrieves with the up to M tokens of the window that end
-there. When the window is full, the newest three quarters of it are kept.
+and every M tokens before it; later ones where `wants` says; each retrieves with the up to M tokens of the window that
+end there. When the window is full, the newest three quarters of it are kept.
 """
 
 from __future__ import annotations
