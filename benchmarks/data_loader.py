@@ -106,7 +106,8 @@ def reference_batches(data: RetroDataset) -> Iterator[tuple[np.ndarray, ...]]:
     while True:
         inputs = np.zeros((BATCH, LENGTH), np.int32)
         targets, scored = np.zeros_like(inputs), np.zeros(inputs.shape, bool)
-        neighbors = np.zeros((BATCH, CHUNKS, NEIGHBORS, RETRIEVED), np.int32)
+        # Those of the last chunk serve no scored position.
+        neighbors = np.zeros((BATCH, CHUNKS - 1, NEIGHBORS, RETRIEVED), np.int32)
         mask = np.zeros(neighbors.shape, bool)
         for row, sample in enumerate(generator.integers(0, len(data), size=BATCH)):
             touched = set(documents[int(sample) * CHUNKS : (int(sample) + 1) * CHUNKS].tolist())

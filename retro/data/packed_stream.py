@@ -7,14 +7,14 @@ import numpy as np
 from retro.data.chunk_store import ChunkStore
 
 # Chunks per mark: between two marks the lengths of chunks are added up when a place is looked for.
-_STRIDE = 128
+_STRIDE = 64
 _BLOCK = 512 * _STRIDE
 
 
 class PackedStream:
     """Positions 0 .. num_tokens - 1, the tokens of chunk 0, then those of chunk 1, ... Removed chunks have none.
 
-    Chunks of a document follow each other, so its tokens are one run. Kept in memory: one number for every 128 chunks;
+    Chunks of a document follow each other, so its tokens are one run. Kept in memory: one number for every 64 chunks;
     the lengths of all chunks are read once, by blocks. Cheap to pickle, with what has been read.
     """
 
@@ -24,7 +24,7 @@ class PackedStream:
         for first in range(0, chunks.num_chunks, _BLOCK):
             lengths = chunks.lengths(np.arange(first, min(first + _BLOCK, chunks.num_chunks)))
             sums.append(np.add.reduceat(lengths, np.arange(0, len(lengths), _STRIDE)))
-        #: int64: position of the first token of every 128th chunk, and the end of the stream.
+        #: int64: position of the first token of every 64th chunk, and the end of the stream.
         self._marks = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(sums))])
         self.num_tokens = int(self._marks[-1])
 

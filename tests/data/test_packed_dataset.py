@@ -147,13 +147,19 @@ def test_off_differs_from_on_in_the_neighbors_only(tmp_path: Path) -> None:
 
 def test_the_rows_of_a_cut_chunk_come_with_its_last_token(tmp_path: Path) -> None:
     """Worked out by hand: one document of 11 tokens in sequences of 5."""
-    corpus = build(tmp_path, [11])
+    corpus = build(tmp_path / "one", [11])
     batch = corpus.data(5, score_last_position=True).__getitems__([0, 1, 2])
     # Chunks 0 = 0..3, 1 = 4..7 (cut after its first token), 2 = 8..10, which is short.
     assert batch.chunk_ids_BL.tolist() == [[0, -1], [1, -1], [-1, -1]]
     assert batch.chunk_ends_BL.tolist() == [[3, -1], [2, -1], [-1, -1]]  # type: ignore[union-attr]
     assert batch.loss_mask_BN.tolist() == [[True] * 5, [True] * 5, [False] * 5]
     assert batch.document_starts_BN.tolist() == [[0] * 5, [0] * 5, [0, 1, 1, 1, 1]]  # type: ignore[union-attr]
+    # The example of docs/concepts.md: documents of 6 and 11 tokens (in this order of use) in sequences of 8.
+    two = build(tmp_path / "two", [11, 6]).data(8, score_last_position=True).__getitems__([0, 1, 2])
+    assert two.document_starts_BN.tolist() == [[0] * 6 + [6] * 2, [0] * 8, [0] + [1] * 7]  # type: ignore[union-attr]
+    assert two.chunk_ends_BL.tolist() == [[3, -1], [1, 5], [-1, -1]]  # type: ignore[union-attr]
+    assert two.chunk_ids_BL.tolist() == [[0, -1], [2, 3], [-1, -1]]
+    assert two.loss_mask_BN.tolist() == [[True] * 5 + [False] + [True] * 2, [True] * 8, [False] * 8]
     # The chunk's last token is the last position: its neighbors serve that one only, if it is scored at all.
     assert corpus.data(4, score_last_position=True)[0].chunk_ends_BL.tolist() == [[3]]  # type: ignore[union-attr]
     assert corpus.data(4)[0].chunk_ends_BL.tolist() == [[-1]]  # type: ignore[union-attr]
@@ -225,7 +231,7 @@ def test_memory_is_a_number_for_many_chunks(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert held < 200_000 and peak < 8_000_000
-    assert len(pickle.dumps(data)) < 20_000
+    assert len(pickle.dumps(data)) < 30_000
 
 
 G = 12
