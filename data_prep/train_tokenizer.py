@@ -21,6 +21,7 @@ from retro.data.document import Document, document_files, read_documents
 from retro.data.npy_file import NpyReader
 from retro.data.tokenizer import (
     HUGGINGFACE_NAME,
+    SENTENCEPIECE_NAME,
     TOKENIZER_KIND,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -186,6 +187,7 @@ def _read_existing(config: TokenizerConfig) -> tuple[bytes, dict[str, str]]:
     """(content, names of the special tokens as far as it says) of an existing tokenizer."""
     path = Path(config.existing.path)
     if config.kind == "sentencepiece":
+        path = path / SENTENCEPIECE_NAME if path.is_dir() else path
         if not path.is_file():
             raise ConfigError(f"existing.path: expected a sentencepiece model file, nothing found at {path}")
         content = path.read_bytes()

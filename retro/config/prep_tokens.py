@@ -58,8 +58,9 @@ class SentencePieceConfig:
 class ExistingTokenizerConfig:
     """Take a tokenizer that exists.
 
-    path: for kind sentencepiece a model file; for kind huggingface a folder with tokenizer.json, such a file, or a name
-    on the hub (revision: branch, tag or commit there). *_token: the special tokens where the tokenizer does not name
+    path: for kind sentencepiece a model file, or a folder with tokenizer.model; for kind huggingface a folder with
+    tokenizer.json, such a file, or a name on the hub (revision: branch, tag or commit there). A pretrained model's
+    folder is such a folder. *_token: the special tokens where the tokenizer does not name
     them itself; begin and end stand in for each other, and end for padding, where only one of them exists.
     """
 
