@@ -66,8 +66,9 @@ class CompletionAnswer(Response):
         options = job.request.stream_options
         usage = options is not None and bool(options.include_usage)
         async with aclosing(job.pieces()) as pieces:
-            async for piece in pieces:
-                await self._send_events(send, f"data: {chunk_json(job.completion([piece], usage=False), usage)}\n\n")
+            async for ready in pieces:
+                chunks = [chunk_json(job.completion([piece], usage=False), usage) for piece in ready]
+                await self._send_events(send, "".join(f"data: {chunk}\n\n" for chunk in chunks))
         end = f"data: {chunk_json(job.completion([], usage=True), True)}\n\n" if usage else ""
         await self._send_events(send, end + _DONE, last=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -102,17 +103,31 @@ class ErrorBody(BaseModel):
 
 def chunk_json(completion: Completion, usage: bool) -> str:
     """One line of a stream: fields that say nothing are left out; `usage` is there, null too, if it was asked for."""
-    data: dict[str, Any] = completion.model_dump(mode="json", exclude={"usage"})
-    for choice in data["choices"]:
-        for entry in choice["retrieved"]:
+    data: dict[str, Any] = {
+        "id": completion.id,
+        "object": completion.object,
+        "created": completion.created,
+        "model": completion.model,
+        "choices": [_piece(choice) for choice in completion.choices],
+    }
+    if usage:
+        data["usage"] = None if completion.usage is None else completion.usage.model_dump()
+    # ASCII: a line separator inside a text must not end the event.
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def _piece(choice: Choice) -> dict[str, Any]:
+    # Most pieces are a few characters: pydantic's way to a dict would take longer than to make them.
+    data: dict[str, Any] = {
+        "index": choice.index,
+        "text": choice.text,
+        "logprobs": None if choice.logprobs is None else choice.logprobs.model_dump(),
+        "finish_reason": choice.finish_reason,
+    }
+    if choice.retrieved:
+        data["retrieved"] = [entry.model_dump() for entry in choice.retrieved]
+        for entry in data["retrieved"]:
             for name in ("query", "neighbors"):
                 if entry[name] is None:
                     del entry[name]
-        if not choice["retrieved"]:
-            del choice["retrieved"]
-    if usage:
-        data["usage"] = None if completion.usage is None else completion.usage.model_dump()
-    import json
-
-    # ASCII: a line separator inside a text must not end the event.
-    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return data

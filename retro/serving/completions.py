@@ -155,8 +155,9 @@ class CompletionJob:
             f" user={self.request.user!a}" if self.request.user is not None else "",
         )
 
-    async def pieces(self) -> AsyncGenerator[Choice, None]:
-        """Pieces of all choices as they come. Raises ApiError 500 or 400 if the engine fails or refuses."""
+    async def pieces(self) -> AsyncGenerator[list[Choice], None]:
+        """Pieces of all choices as they come, those that are there together in one list. Raises ApiError 500 or 400 if
+        the engine fails or refuses."""
         merged: asyncio.Queue[Choice | BaseException | None] = asyncio.Queue()
 
         async def follow(generation: Generation, text: ChoiceText) -> None:
@@ -183,13 +184,15 @@ class CompletionJob:
         try:
             left = len(tasks)
             while left:
-                item = await merged.get()
-                if item is None:
-                    left -= 1
-                elif isinstance(item, Choice):
-                    yield item
-                else:
-                    raise _as_api_error(item)
+                items = [await merged.get()]
+                while not merged.empty():
+                    items.append(merged.get_nowait())
+                if ready := [item for item in items if isinstance(item, Choice)]:
+                    yield ready
+                left -= items.count(None)
+                for item in items:
+                    if isinstance(item, BaseException):
+                        raise _as_api_error(item)
         finally:
             for task in tasks:
                 task.cancel()
@@ -218,8 +221,9 @@ class CompletionJob:
         """The answer that is not streamed."""
         pieces: dict[int, list[Choice]] = {}
         async with aclosing(self.pieces()) as source:
-            async for piece in source:
-                pieces.setdefault(piece.index, []).append(piece)
+            async for ready in source:
+                for piece in ready:
+                    pieces.setdefault(piece.index, []).append(piece)
         return self.completion([join_choices(pieces[index]) for index in sorted(pieces)], usage=True)
 
 
