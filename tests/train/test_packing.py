@@ -20,6 +20,7 @@ from retro.data.neighbor_table import open_neighbor_table
 from retro.data.packed_dataset import PackedDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model import RetroModel
+from retro.nn.documents import Documents, documents_of
 from retro.train.checkpoint import list_checkpoints
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
@@ -41,6 +42,24 @@ CONFIGS: dict[str, ModelConfig] = {
     "unconditioned": tiny(vocab_size=VOCABULARY, encoder_cross_attention_layers=()),
     "gpt": tiny(vocab_size=VOCABULARY, cross_attention_layers=()),
 }
+
+
+#: How the model keeps documents apart: on a CPU (what is masked is not computed), with static shapes, and on an
+#: accelerator or compiled.
+PATHS = ("compact", "static", "masked")
+
+
+def take_path(model: RetroModel, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def masked(starts: Tensor) -> Documents:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            documents = documents_of(starts)
+        assert documents.mask is not None and documents.lengths is None
+        return documents
+
+    model.static_shapes = path != "compact"
+    if path == "masked":
+        monkeypatch.setattr("retro.model.retro.documents_of", masked)
 
 
 def run(model: RetroModel, batch: TorchBatch) -> Tensor:
@@ -109,10 +128,12 @@ def gradients(model: RetroModel) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("length", [7, 12, 30])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_packed_documents_are_as_if_alone(name: str, length: int, static: bool, tmp_path: Path) -> None:
+def test_packed_documents_are_as_if_alone(
+    name: str, length: int, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loss of every token and gradient of every parameter, documents cut at any token among them."""
     corpus = build(tmp_path, [11, 2, 23, 5, 3, 40, 9], removed=[3], exclude="groups", seed=length)
     mode = "on" if CONFIGS[name].is_retro else "off"
@@ -120,7 +141,7 @@ def test_packed_documents_are_as_if_alone(name: str, length: int, static: bool, 
     model = scrambled(CONFIGS[name])
     expected = alone(model, corpus, data, score_last=True)
     apart = gradients(model)
-    model.static_shapes = static
+    take_path(model, path, monkeypatch)
     batch = data.__getitems__(np.arange(len(data)))
     losses = run(model, batch.to_torch())
     assert batch.loss_mask_BN.sum() == sum(len(d) - 1 for d in corpus.documents if d)
@@ -188,9 +209,11 @@ def test_the_chunk_layout_with_isolated_documents_gives_the_same_losses(tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("layout", ["packed", "chunks"])
-def test_no_document_sees_another(layout: str, static: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_no_document_sees_another(
+    layout: str, path: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit: changing a document's tokens and neighbors moves no logit of any other."""
     corpus = build(tmp_path, [11, 2, 13, 5, 3, 10, 9], seed=2)
     data: PackedDataset | RetroDataset = corpus.data(28, score_last_position=True, pad_id=0)
@@ -199,7 +222,7 @@ def test_no_document_sees_another(layout: str, static: bool, dtype: torch.dtype,
         options = {"sequence_length": 28, "num_neighbors": K, "score_last_position": True, "pad_id": 0}
         data = RetroDataset(*parts, isolate_documents=True, **options)  # type: ignore[arg-type]
     model = scrambled(CONFIGS["smear"], dtype=dtype)
-    model.static_shapes = static
+    take_path(model, path, monkeypatch)
     batch = data.__getitems__(np.arange(len(data))).to_torch()
     starts, ends = batch.document_starts_BN, batch.chunk_ends_BL
     if ends is None:
