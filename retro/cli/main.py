@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "continue a prompt, retrieving at every chunk, and say where evidence came from",
     ),
     "serve": ("retro.cli.serve", "answer completions over HTTP with their evidence; a page to try it"),
+    "export": ("retro.cli.export", "write a model as a Hugging Face folder, or whole for retro itself"),
     "search": ("retro.cli.search", "search the database of a release"),
     "launch": ("retro.cli.launch", "start a command on several processes"),
     "report": ("retro.cli.report", "compare runs: tables on the terminal and one self-contained HTML file"),
