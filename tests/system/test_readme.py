@@ -12,7 +12,12 @@ import pytest
 from retro.cli.main import COMMANDS, main
 from tests.system.workplace import CONFIGS, ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples").glob("**/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "docs/serving.md",
+    *sorted((ROOT / "examples").glob("**/README.md")),
+]
 #: Where each command hands over to its work; a command that gets there has read its command line and files.
 WORK = (
     "data_prep.pipeline.run",
@@ -28,10 +33,11 @@ WORK = (
     "data_prep.update.inherit.open_release",  # add: what the base leaves to be said is read with the configuration
     "retro.train.run.train",
     "retro.eval.runner.evaluate",
-    "retro.inference.retro_lm.open_language_model",
+    "retro.inference.opening.open_language_model",
     "retro.artifacts.release.open_release",
     "retro.analysis.runs.load_runs",
     "launch.__main__.run_plan",
+    "retro.serving.server.serve",
 )
 
 
