@@ -77,11 +77,8 @@ class CompletionJob:
         """Prompts times n."""
         return len(self.request.prompt) * (self.request.n or 1)
 
-    async def prepare(self) -> None:
-        """Encode the prompts, outside the event loop: a long one takes a while. Raises ApiError."""
-        self._choices = await asyncio.to_thread(self._plan)
-
     def _plan(self) -> list[PlannedChoice]:
+        """Encode the prompts. Raises ApiError."""
         request, model = self.request, self.model
         seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
         planned: list[PlannedChoice] = []
@@ -113,7 +110,6 @@ class CompletionJob:
         return planned
 
     async def __aenter__(self) -> CompletionJob:
-        await self.prepare()
         try:
             self._admission.enter(self.num_choices)
         except ApiError as error:
@@ -121,10 +117,15 @@ class CompletionJob:
             raise
         self._places = self.num_choices
         try:
+            # Long prompts take a while: not in the event loop, and not before there is a place.
+            self._choices = await asyncio.to_thread(self._plan)
             self._generations = [self._thread.submit(choice.request) for choice in self._choices]
         except EngineFailure as error:
             self._admission.leave(self._places)
             raise ApiError(503, f"{error}; try again later", code="engine_stopped") from None
+        except BaseException:
+            self._admission.leave(self._places)
+            raise
         self._metrics.prompt_tokens.inc(self._prompt_tokens)
         return self
 

@@ -46,6 +46,10 @@ def install_openapi(app: FastAPI) -> None:
                 ref_template=_REFERENCE,
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+            for operation in (operation for item in schema["paths"].values() for operation in item.values()):
+                operation["responses"].pop("422", None)  # FastAPI's own, which this server does not answer
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
             app.openapi_schema = schema
         return app.openapi_schema
 

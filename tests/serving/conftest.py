@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+if TYPE_CHECKING:
+    import httpx
 
-import httpx
+    from tests.serving.fake_engine import FakeEngine
+    from tests.serving.live_server import LiveServer
 
-from tests.serving.fake_engine import FakeEngine, fake_model
-from tests.serving.live_server import LiveServer
+#: Without these nothing here can be imported; test_extra.py says so.
+MISSING = [n for n in ("fastapi", "uvicorn", "prometheus_client", "httpx") if importlib.util.find_spec(n) is None]
+collect_ignore = [p.name for p in Path(__file__).parent.glob("test_*.py") if MISSING and p.name != "test_extra.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +53,11 @@ class Served:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Served]]:
     """`start(slots=4, **fields of ServeConfig)`."""
+    import httpx
+
+    from tests.serving.fake_engine import fake_model
+    from tests.serving.live_server import LiveServer
+
     with ExitStack() as stack:
 
         def begin(slots: int = 4, **fields: Any) -> Served:

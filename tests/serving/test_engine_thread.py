@@ -41,7 +41,7 @@ def thread():
 
 def test_a_failure_is_that_of_the_requests_inside_and_the_next_ones_are_served(thread, caplog):
     async def play():
-        good = thread.submit(options("good", 500))
+        good = thread.submit(options("slow", 500))
         await good.__anext__()
         bad = thread.submit(options("crash"))
         for generation in (bad, good):

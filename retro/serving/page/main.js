@@ -93,15 +93,15 @@ async function run(panel, body, signal) {
     const seconds = (performance.now() - begin) / 1000;
     const ended = reason === "length" ? "length limit" : "end of text";
     const rate = (usage.completion_tokens / seconds).toFixed(0);
-    panel.finish(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s (${rate} per second) · ${ended}`);
+    panel.finish(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s (${rate} per second) · ${ended}`, true);
     return "done";
   } catch (error) {
     if (error.name === "AbortError") {
-      panel.finish("stopped");
+      panel.finish("stopped", false);
       return "Stopped.";
     }
     fail(error.message);
-    panel.finish("failed");
+    panel.finish("failed", false);
     return "Failed.";
   }
 }

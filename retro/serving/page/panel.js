@@ -49,11 +49,11 @@ export class Panel {
     });
   }
 
-  finish(message) {
+  finish(message, whole) {
     this.busy(false);
     this.draw();
     this.summary.textContent = message;
-    this.none.textContent = this.retrieved.size ? "" : "Nothing was retrieved.";
+    this.none.textContent = whole && !this.retrieved.size ? "Nothing was retrieved." : "";
   }
 
   // The text in parts: those that a retrieval served, and those that none did.
@@ -133,11 +133,11 @@ export class Panel {
   neighbor(neighbor, open) {
     const details = element("details");
     details.open = open;
-    const summary = element("summary", "", neighbor.title || neighbor.document);
+    const summary = breakable(element("summary"), neighbor.title || neighbor.document);
     if (neighbor.distance !== null) summary.append(element("span", "distance", `distance ${neighbor.distance.toFixed(2)}`));
     const quote = element("blockquote", "", neighbor.text);
     if (neighbor.continuation) quote.append(element("span", "more", neighbor.continuation));
-    details.append(summary, element("p", "source", `${neighbor.document} · chunk ${neighbor.chunk}`), quote);
+    details.append(summary, breakable(element("p", "source"), `${neighbor.document} · chunk ${neighbor.chunk}`), quote);
     return details;
   }
 
@@ -149,7 +149,7 @@ export class Panel {
     const target = () => document.getElementById(`${this.id}-${other}-${index}`);
     const show = () => {
       light(true);
-      if (other === "card") target()?.scrollIntoView({ block: "nearest" });
+      if (other === "card") reveal(target());
     };
     node.addEventListener("mouseenter", show);
     node.addEventListener("focus", show);
@@ -160,6 +160,22 @@ export class Panel {
     });
     if (other === "card") node.addEventListener("click", () => target()?.focus());
   }
+}
+
+// Scrolls the evidence to a card, and nothing else: a page that moves under the mouse is no help.
+function reveal(card) {
+  const list = card?.closest("aside");
+  if (!list) return;
+  const inner = card.getBoundingClientRect();
+  const outer = list.getBoundingClientRect();
+  if (inner.top < outer.top || inner.height > outer.height) list.scrollTop += inner.top - outer.top - 8;
+  else if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom + 8;
+}
+
+// Dotted names and paths may break behind their dots and slashes.
+function breakable(node, text) {
+  for (const part of text.split(/(?<=[._/])/)) node.append(part, element("wbr"));
+  return node;
 }
 
 function element(name, className = "", text = null) {
