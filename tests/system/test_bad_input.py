@@ -619,6 +619,7 @@ CHECKPOINT_READERS: dict[str, Callable[[Files], list[str]]] = {
     "resume": lambda f: f.resume(),
     "eval": lambda f: f.perplexity(),
     "generate": lambda f: ["generate", f"checkpoint={f.retro}", "prompt=sum of", "device=cpu"],
+    "export": lambda f: ["export", f"checkpoint={f.retro}", f"output={f.root / 'out'}", "format=retro"],
     "init": lambda f: [
         "train",
         str(write_config(f.root / "i.yaml", {"name": "i", "release": str(f.release), "init_from": str(f.retro)})),

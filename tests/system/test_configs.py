@@ -85,8 +85,13 @@ def test_gpt_and_retro_of_a_pair_differ_in_the_model_only(monkeypatch):
         gpt = load_config(TrainConfig, path)
         retro = load_config(TrainConfig, path.with_name(path.name.replace("gpt", "retro")))
         differing = {n for n in gpt.__dataclass_fields__ if getattr(gpt, n) != getattr(retro, n)}
-        assert differing <= {"name", "model", "init_from"}, f"{path.name}: {sorted(differing)}"
-        assert gpt.init_from or (not gpt.model.is_retro and retro.model.is_retro)
+        assert differing <= {"name", "model", "init_from", "retrofit"}, f"{path.name}: {sorted(differing)}"
+        if gpt.retrofit and retro.retrofit:
+            assert gpt.retrofit.base == retro.retrofit.base
+            assert not gpt.retrofit.cross_attention_layers
+            assert retro.retrofit.cross_attention_layers
+        else:
+            assert gpt.init_from or (not gpt.model.is_retro and retro.model.is_retro)
         own = {"cross_attention_layers", "encoder"}
         for field in set(gpt.model.__dataclass_fields__) - own:
             assert getattr(gpt.model, field) == getattr(retro.model, field), f"{path.name}: model.{field}"

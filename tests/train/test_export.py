@@ -111,7 +111,7 @@ def test_options(runs, release: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "code", "message"),
     [
-        ("own", [], 2, "has no smear_keys: True"),
+        ("own", [], 2, "but not with smear_keys: true"),
         ("gpt", ["output=."], 2, "exists already"),
         ("gpt", ["output="], 2, "output: expected a path"),
         ("gpt", ["dtype=int8"], 2, "dtype: expected one of"),

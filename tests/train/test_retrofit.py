@@ -14,7 +14,13 @@ from retro.artifacts.checkpoint_folders import latest_checkpoint, list_checkpoin
 from retro.artifacts.fingerprint import sha256_file
 from retro.artifacts.release import open_release
 from retro.cli.train import main
-from retro.config.errors import ArtifactMismatchError, ArtifactMissingError, ConfigError, RetroError
+from retro.config.errors import (
+    ArtifactCorruptError,
+    ArtifactMismatchError,
+    ArtifactMissingError,
+    ConfigError,
+    RetroError,
+)
 from retro.config.loader import from_dict, load_config
 from retro.config.model import ModelConfig
 from retro.config.train import TrainConfig
@@ -152,6 +158,17 @@ def test_refusals(
     with pytest.raises(error, match=message):
         run(release, tmp_path, gpt, **changes)
     assert not (tmp_path / "retrofit").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_base(damage: str, release: Path, gpt: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(gpt, base)
+    path = base / "checkpoints" / "step_000030" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-5] if damage == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactCorruptError, match=r"model\.safetensors: expected"):
+        run(release, tmp_path, base)
 
 
 def test_freezing_a_gpt_that_is_named_by_init_from_or_made_anew_is_refused(release: Path, gpt: Path, tmp_path: Path):

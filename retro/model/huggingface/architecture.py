@@ -34,13 +34,16 @@ class Architecture:
     obstacles: Callable[[ModelConfig], list[str]]
 
 
+#: Properties of a configuration that follow from a field -> the field.
+_FIELD_OF = {"head_size": "head_width", "kv_heads": "num_kv_heads", "rotary_width": "rotary_fraction"}
+
+
 def common_obstacles(config: ModelConfig, **expected: Any) -> list[str]:
-    """Fields that differ from `expected` or that no architecture here has."""
-    wanted = {"qk_norm": False, "smear_keys": False, "embedding_norm": False, **expected}
-    return [
-        f"{name}: {getattr(config, name)}" for name, value in wanted.items() if not _is(getattr(config, name), value)
-    ]
-
-
-def _is(found: Any, wanted: Any) -> bool:
-    return found in wanted if isinstance(wanted, tuple) else found == wanted
+    """Fields that differ from `expected` (a tuple: from all of it) or that no architecture here has."""
+    found = []
+    for name, wanted in {"qk_norm": False, "smear_keys": False, "embedding_norm": False, **expected}.items():
+        value = getattr(config, name)
+        if value not in wanted if isinstance(wanted, tuple) else value != wanted:
+            field = _FIELD_OF.get(name, name)
+            found.append(f"{field}: {str(getattr(config, field)).lower()}")
+    return found

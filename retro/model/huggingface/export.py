@@ -44,8 +44,8 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     kind = min(found, key=lambda name: len(found[name]))
     if found[kind]:
         raise ConfigError(
-            f"no Hugging Face architecture ({', '.join(found)}) expresses this model: {kind} comes nearest and has no "
-            + ", ".join(found[kind])
+            f"no Hugging Face architecture ({', '.join(found)}) expresses this model: {kind} comes nearest, but not "
+            f"with {', '.join(found[kind])}"
         )
     return ARCHITECTURES[kind]
 
