@@ -80,7 +80,8 @@ class EncoderLayer(nn.Module):
         self.attention = SelfAttention(width, encoder_attention_shape(config), causal=False)
         self.conditioning = ChunkConditioning(config) if conditioned else None
         self.feed_forward_norm = build_norm(config.norm, width, config.norm_eps, config.bias)
-        self.feed_forward = FeedForward(width, config.encoder_ffn_size, config.ffn, config.ffn_has_bias)
+        # The encoder's activations are what makes RETRO's memory: it has several times the decoder's tokens.
+        self.feed_forward = FeedForward(width, config.encoder_ffn_size, config.ffn, config.ffn_has_bias, recompute=True)
         self.dropout = nn.Dropout(config.encoder.dropout)
 
     def forward(

@@ -14,6 +14,7 @@ from retro.nn.chunked_cross_attention import (
     cut_chunks,
     cut_query_blocks,
 )
+from retro.nn.feed_forward import FeedForward
 from retro.nn.norm import LayerNorm, RMSNorm
 from retro.nn.rotary import RotaryTable, rotary_table, rotate
 from retro.nn.short_attention import short_attention
@@ -162,3 +163,26 @@ def test_chunk_counts(length: int, first: int) -> None:
     ends = [first - 1 + 4 * u for u in range(10)]
     assert count_complete_chunks(length, 4, first) == sum(end < length for end in ends)
     assert count_chunks(length, 4, first) == 1 + sum(end < length - 1 for end in ends)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
+def test_recomputed_activations_change_no_bit_and_keep_less(kind: str) -> None:
+    results, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        block = FeedForward(8, 32, kind, bias=True, recompute=recompute)
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter)
+        x, sizes = torch.randn(5, 8, requires_grad=True), []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = block(x)
+        out.sum().backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in block.parameters())])
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0]
