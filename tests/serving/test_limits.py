@@ -188,7 +188,8 @@ def test_a_client_that_reads_nothing_is_cut_off(start):
     connection.connect(("127.0.0.1", served.live.port))
     connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
     wait_until(lambda: served.live.service.admission.taken > 0)
-    wait_until(lambda: served.live.service.admission.taken == 0)
+    wait_until(lambda: not served.live._server.server_state.connections)
+    assert served.live.service.admission.taken == 0
     connection.close()
     assert served.works()
 
