@@ -16,6 +16,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "docs/serving.md",
+    ROOT / "docs/pretrained.md",
     *sorted((ROOT / "examples").glob("**/README.md")),
 ]
 #: Where each command hands over to its work; a command that gets there has read its command line and files.
@@ -38,6 +39,7 @@ WORK = (
     "retro.analysis.runs.load_runs",
     "launch.__main__.run_plan",
     "retro.serving.server.serve",
+    "retro.model.pretrained.open_pretrained",
 )
 
 
