@@ -48,8 +48,8 @@ class TrainConfig:
     """Train one model. Steps decide the length; everything but the model is the same for GPT and RETRO.
 
     name: of the run, a folder below run_root; release: release.json of the prepared data, or its folder; dataset: the
-    release's text, or its question set `question_set` (fine-tuning); init_from: run folder (its newest checkpoint) or
-    checkpoint folder whose weights to start from; the model is then that checkpoint's, so leave `model` out;
+    release's text, or its question set `question_set` (fine-tuning); init_from: run folder (its newest checkpoint),
+    checkpoint folder or exported model whose weights to start from; the model is then that one, so leave `model` out;
     retrofit: a pretrained model to start from, of this project or of Hugging Face, and the retrieval that it gets
     (docs/pretrained.md); leave `model` out too. freeze_backbone: train the retrieval parameters only, the decoder
     stays bit for bit as it is. model.cross_attention_layers empty = GPT, trained without neighbors.

@@ -31,6 +31,9 @@ from retro.model.weights import (
     save_model,
 )
 
+#: What a checkpoint holds and a saved model does not.
+_OPTIMIZER_NAME = "optimizer.safetensors"
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -44,10 +47,13 @@ class Pretrained:
     config: ModelConfig
 
     def check(self) -> None:
-        """Compare the checksums that a checkpoint's manifest records. Raises ArtifactCorruptError."""
-        if not (self.folder / MANIFEST_NAME).is_file():
+        """Compare the checksums that a checkpoint's manifest records; a folder of `save_pretrained` has none.
+
+        Raises ArtifactCorruptError, or ArtifactUnfinishedError for a checkpoint without its manifest."""
+        is_checkpoint = (self.folder / _OPTIMIZER_NAME).exists() or (self.folder / MANIFEST_NAME).exists()
+        if self.is_huggingface or not is_checkpoint:
             return
-        recorded = {entry["name"]: entry["sha256"] for entry in open_manifest(self.folder).all_files()}
+        recorded = {entry["name"]: entry["sha256"] for entry in open_manifest(self.folder, "checkpoint").all_files()}
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             found = sha256_file(self.folder / name) if name in recorded else "no record of it"
             if recorded.get(name) != found:

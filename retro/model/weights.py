@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retro.artifacts.atomic import atomic_path, write_json_atomic
@@ -79,43 +79,35 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
 def load_weights(path: str | Path, model: nn.Module) -> None:
     """Fill `model` from a file of `save_weights`; keys and shapes must be exactly the model's. Dtypes are converted.
 
-    Raises ArtifactMissingError, ArtifactCorruptError or ArtifactMismatchError, each one line.
+    Memory: one tensor at a time besides the model. Raises ArtifactMissingError, ArtifactCorruptError or
+    ArtifactMismatchError, each one line; the model is then as it was.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactMissingError(f"{path}: weights not found")
-    try:
-        stored = load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
-    problem = _difference(stored, model.state_dict())
-    if problem:
-        raise ArtifactMismatchError(f"{path}: weights of another model: {problem}")
-    model.load_state_dict(stored, strict=True)
+    _fill(Path(path), model.state_dict(), "weights of another model")
 
 
-def load_backbone_weights(path: str | Path, model: RetroModel) -> None:
-    """Fill the decoder of `model` from a file of `save_weights` that holds a model of the same decoder without
-    retrieval; retrieval parameters stay as they are. Memory: one tensor at a time. Errors as in `load_weights`."""
-    path = Path(path)
+def load_backbone_weights(path: str | Path, model: nn.Module) -> None:
+    """As `load_weights` from a model without retrieval of the same decoder; retrieval parameters stay as they are."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
+    _fill(Path(path), state, "weights of another decoder")
+
+
+@torch.no_grad()
+def _fill(path: Path, expected: Mapping[str, Tensor], otherwise: str) -> None:
     if not path.is_file():
         raise ArtifactMissingError(f"{path}: weights not found")
-    expected = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            names = file.keys()
-            found = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-            problem = _difference(found, expected)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            problem = _difference(shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()})
             if problem:
-                raise ArtifactMismatchError(f"{path}: weights of another decoder: {problem}")
-            with torch.no_grad():
-                for name, tensor in expected.items():
-                    tensor.copy_(file.get_tensor(name))
+                raise ArtifactMismatchError(f"{path}: {otherwise}: {problem}")
+            for name, tensor in expected.items():
+                tensor.copy_(file.get_tensor(name))
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
 
 
-def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     """What differs in names and shapes, in one line; empty if nothing does."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
@@ -124,11 +116,10 @@ def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             parts.append(f"{len(names)} {label} ({shown})")
-    shapes = [n for n in sorted(expected.keys() & found.keys()) if expected[n].shape != found[n].shape]
+    shapes = [n for n in sorted(expected.keys() & found.keys()) if expected[n] != found[n]]
     if shapes:
         name = shapes[0]
         parts.append(
-            f"{len(shapes)} of another shape ({name}: expected {list(expected[name].shape)}, "
-            f"found {list(found[name].shape)})"
+            f"{len(shapes)} of another shape ({name}: expected {list(expected[name])}, found {list(found[name])})"
         )
     return "; ".join(parts)

@@ -61,10 +61,10 @@ def open_start(
 
 
 def open_initial_weights(path: str | Path, tokenizer: Tokenizer) -> InitialWeights:
-    """The weights of a run folder (its newest checkpoint) or of a checkpoint folder.
+    """The weights of a run folder (its newest checkpoint), a checkpoint folder or an exported whole model.
 
     Raises ArtifactMissingError, ArtifactCorruptError (checksums are compared) or ArtifactMismatchError (another
-    tokenizer; not a checkpoint of this project).
+    tokenizer; a Hugging Face folder).
     """
     found = open_pretrained(path, "init_from")
     if found.is_huggingface:
@@ -72,7 +72,6 @@ def open_initial_weights(path: str | Path, tokenizer: Tokenizer) -> InitialWeigh
             f"init_from: {found.folder}: expected a run or checkpoint, found a Hugging Face folder; give it as "
             "retrofit.base, with retrofit.cross_attention_layers=[] to train it on without retrieval"
         )
-    open_manifest(found.folder, CHECKPOINT_KIND)
     found.check()
     _check_own_tokenizer("init_from", found.folder, tokenizer)
     return InitialWeights(str(found.folder), found.config, found.fingerprint(), found.fill)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retro.artifacts.manifest import Manifest, describe_file, write_manifest
-from retro.config.errors import ArtifactCorruptError, ArtifactMissingError, ConfigError
+from retro.config.errors import ArtifactCorruptError, ArtifactMissingError, ArtifactUnfinishedError, ConfigError
 from retro.model import RetroModel
 from retro.model.huggingface import save_huggingface
 from retro.model.pretrained import load_pretrained, open_pretrained, save_pretrained
@@ -78,6 +78,15 @@ def test_a_checkpoint_with_other_bytes_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(ArtifactCorruptError, match=r"model\.safetensors: expected sha256"):
         load_pretrained(tmp_path)
+
+
+def test_a_checkpoint_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
+    make_run(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "step_000001"
+    (folder / "manifest.json").unlink()
+    (folder / "optimizer.safetensors").touch()
+    with pytest.raises(ArtifactUnfinishedError, match=r"no manifest\.json"):
+        load_pretrained(folder)
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
