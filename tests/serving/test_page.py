@@ -136,7 +136,7 @@ def test_stop_ends_the_generation_and_keeps_the_text(page):
     page.wait(IDLE)
     assert text(page, "#status") == "Stopped." and text(page, ".new").startswith("al")
     wait_until(lambda: page.served.engine.active == 0)
-    assert page.served.live.metric("retro_cancelled_requests_total", reason="disconnect") == 1
+    wait_until(lambda: page.served.live.metric("retro_cancelled_requests_total", reason="disconnect") == 1)
     assert page.run("document.getElementById('error').hidden") and page.console == []
 
 
