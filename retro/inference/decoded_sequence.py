@@ -25,8 +25,9 @@ class Retrieval:
 class DecodedSequence:
     """Tokens of the prompt and after it, of which the model sees those from `dropped` on, at most `window` of them.
 
-    When the window is full, its oldest tokens are dropped so that three quarters of it remain: the rest is computed
-    anew once for every quarter of a window. Chunks stay where they are.
+    When the window is full, its oldest tokens are dropped so that three quarters of it remain, and at least a chunk,
+    within which the retrieval that serves lies: the rest is computed anew once for every quarter of a window. Chunks
+    stay where they are.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class DecodedSequence:
 
     def drop(self) -> None:
         """Make room."""
-        self.dropped = len(self.tokens) - max(1, self.window * 3 // 4)
+        self.dropped = len(self.tokens) - max(self.chunk_length, self.window * 3 // 4)
 
     @property
     def retrieves_prompt(self) -> bool:

@@ -95,6 +95,8 @@ class Engine:
             raise ValueError(f"prompt: expected token ids 0..{vocabulary - 1}, found {list(request.prompt)[:8]}")
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected 1 or more, found {request.max_new_tokens}")
+        if request.num_neighbors is not None and self._retriever is None:
+            raise ValueError(f"num_neighbors: nothing is retrieved, expected None, found {request.num_neighbors}")
         if request.num_neighbors is not None and not 1 <= request.num_neighbors <= self._retrieved:
             raise ValueError(f"num_neighbors: expected 1..{self._retrieved}, found {request.num_neighbors}")
         if request.evidence:

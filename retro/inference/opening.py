@@ -48,7 +48,7 @@ def open_language_model(
     other = None if database is None else open_release(database)
     if other is not None:
         if not (retrieval and model.config.is_retro):
-            raise ConfigError("database: nothing is retrieved (a model without retrieval, or retrieval=off); remove it")
+            raise ConfigError("database: nothing is retrieved (a model without retrieval, or switched off); remove it")
         check_database(found, other)
     retriever = open_retriever(found, device, other) if retrieval and model.config.is_retro else None
     lm = RetroLM(
@@ -71,7 +71,8 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device

@@ -53,6 +53,11 @@ class RetroLM:
                 f"tokenizer: expected at most the model's {model.config.vocab_size} tokens, found "
                 f"{tokenizer.vocab_size}"
             )
+        positions = model.config.max_positions
+        if positions is not None and window_length > positions:
+            raise ConfigError(
+                f"sequence_length: expected at most the model's {positions} learned positions, found {window_length}"
+            )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.window_length, self.num_neighbors = window_length, num_neighbors
         self.database = retriever.database if retriever is not None else database

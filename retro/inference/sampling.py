@@ -10,6 +10,9 @@ from torch import Tensor
 
 from retro.config.generation import SamplingConfig
 
+#: Where penalties would make a logit infinite.
+_LARGEST_LOGIT = torch.finfo(torch.float32).max
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob:
@@ -48,7 +51,8 @@ class Sampler:
         if self._said is not None:
             # Keskar et al. 2019, "CTRL", section 4.1, where negative logits are multiplied instead.
             said, penalty = logits[self._said], self.sampling.repetition_penalty
-            logits[self._said] = torch.where(said > 0, said / penalty, said * penalty)
+            penalised = torch.where(said > 0, said / penalty, said * penalty)
+            logits[self._said] = penalised.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
         logits[self._banned] = -torch.inf
         return logits
 
@@ -57,8 +61,9 @@ class Sampler:
         if sampling.temperature == 0:
             return int(logits.argmax())
         # Sorted, so that equal probabilities are cut in a fixed order.
-        ordered, ids = torch.sort(logits.double() / sampling.temperature, descending=True, stable=True)
-        probabilities = torch.softmax(ordered, dim=0)
+        ordered, ids = torch.sort(logits.double(), descending=True, stable=True)
+        # The largest is subtracted first: divided by a temperature next to 0 it would be infinite.
+        probabilities = torch.softmax((ordered - ordered[0]) / sampling.temperature, dim=0)
         if sampling.top_k is not None:
             probabilities[sampling.top_k :] = 0
         if sampling.top_p < 1:

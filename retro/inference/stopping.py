@@ -46,11 +46,11 @@ class TextStream:
             content = b"" if final else self._tokenizer.token_bytes(self._tokens[-1])
             self._text += self._decoder.decode(content, final)
         else:
-            # Such tokenizers mend spaces by what stands beside a token: only the whole is right.
+            # Such tokenizers mend spaces by what stands beside a token: only the whole is right. What was given out
+            # stays, also where a later token changes it (bytes that turn out not to be UTF-8 take those before along).
             whole = self._tokenizer.decode(self._tokens)
             whole = whole if final else whole.rstrip(_REPLACEMENT)
-            if whole.startswith(self._text):
-                self._text = whole
+            self._text += whole[len(self._text) :]
         self._look_for_stop(before)
         safe = len(self._text) if final or self.stopped else len(self._text) - self._possible_begin()
         safe = max(safe, self._given)

@@ -172,7 +172,7 @@ def test_generate_from_a_prompt_shorter_than_a_chunk(place, capsys):
     assert first.startswith("sum of") and "evidence retrieved with tokens 0-" in first and "pkg." in first
     assert main(command) == 0
     assert capsys.readouterr().out == first  # seeded
-    assert main([*command, "retrieval=off"]) == 0
+    assert main([*command, "retrieve=off"]) == 0
     assert "[no retrieval]" in capsys.readouterr().out
     assert main(["generate", f"checkpoint={place.gpt}", "prompt=x", "max_new_tokens=5", "device=cpu"]) == 0
     assert "[no retrieval]" in capsys.readouterr().out

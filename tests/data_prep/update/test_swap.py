@@ -102,7 +102,7 @@ def test_generation_takes_its_evidence_from_the_other_database(
     # The release that swap wrote does the same.
     assert main([*command, f"release={swapped}"]) == 0
     assert capsys.readouterr().out == live
-    assert main([*command, f"database={b}", "retrieval=off"]) == 2
+    assert main([*command, f"database={b}", "retrieve=off"]) == 2
     assert "nothing is retrieved" in capsys.readouterr().err
 
 
