@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -270,7 +271,8 @@ def _scalar(hint: Any, value: Any, where: str, source: str) -> Any:
         ):
             return int(float(value.replace("_", "")))
     if hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
+        # A whole number beyond the largest float is none.
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max):
             return float(value)
         if isinstance(value, str) and _FLOAT.match(value):
             return float(value)

@@ -19,12 +19,14 @@ from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
 from retro.artifacts.new_folder import new_folder
 from retro.config.errors import ArtifactCorruptError, ArtifactMissingError
 from retro.config.model import ModelConfig
+from retro.model.huggingface import check_weights as check_huggingface_weights
 from retro.model.huggingface import fill_backbone, is_huggingface_folder, read_huggingface_config
 from retro.model.huggingface.weight_files import fingerprint_weights
 from retro.model.retro import RetroModel
 from retro.model.weights import (
     CONFIG_NAME,
     WEIGHTS_NAME,
+    check_weights,
     load_backbone_weights,
     load_weights,
     read_model_config,
@@ -47,9 +49,18 @@ class Pretrained:
     config: ModelConfig
 
     def check(self) -> None:
-        """Compare the checksums that a checkpoint's manifest records; a folder of `save_pretrained` has none.
+        """Compare the configuration with the names and shapes of the weights, and both files with the checksums that
+        a checkpoint's manifest records; a folder of `save_pretrained` has none.
 
-        Raises ArtifactCorruptError, or ArtifactUnfinishedError for a checkpoint without its manifest."""
+        Raises ArtifactCorruptError, ArtifactMismatchError for weights of another model, or ArtifactUnfinishedError for
+        a checkpoint without its manifest."""
+        self._check_files()
+        if self.is_huggingface:
+            check_huggingface_weights(self.folder)
+        else:
+            check_weights(self.folder / WEIGHTS_NAME, self.config)
+
+    def _check_files(self) -> None:
         is_checkpoint = (self.folder / _OPTIMIZER_NAME).exists() or (self.folder / MANIFEST_NAME).exists()
         if self.is_huggingface or not is_checkpoint:
             return

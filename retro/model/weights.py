@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,42 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RetroM
     """
     folder = Path(folder)
     config = read_model_config(folder)
+    check_weights(folder / WEIGHTS_NAME, config)
     with torch.device("meta"):
         model = RetroModel(config)
     model.to_empty(device=device)
     load_weights(folder / WEIGHTS_NAME, model)
     return model.eval()
+
+
+def outline(config: ModelConfig, source: str, num_tensors: int) -> RetroModel:
+    """The model without memory (on the meta device), of a configuration that may be damaged or hostile.
+
+    source: the file that it was read from; num_tensors: that its weights have. Raises ArtifactMismatchError for more
+    layers than tensors, or tensors that cannot be.
+    """
+    if config.num_layers > num_tensors:
+        raise ArtifactMismatchError(
+            f"{source}: describes {config.num_layers} layers, but the weights have {num_tensors} tensors in all; use "
+            "the files of one model"
+        )
+    try:
+        with torch.device("meta"):
+            return RetroModel(config)
+    except (RuntimeError, TypeError, OverflowError):  # torch, where a size does not fit into 64 bits
+        raise ArtifactMismatchError(
+            f"{source}: describes no model that can be built: its tensors are too large; use the files of one model"
+        ) from None
+
+
+def check_weights(path: str | Path, config: ModelConfig) -> None:
+    """Compare names and shapes of a file of `save_weights` with those of the model of `config`; reads no tensor and
+    makes no model. Errors as in `load_weights`."""
+    path = Path(path)
+    with _opened(path) as file:
+        shapes = _shapes(file)
+        model = outline(config, str(path.with_name(CONFIG_NAME)), len(shapes))
+        _compare(path, shapes, model.state_dict(), "weights of another model")
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
@@ -57,7 +89,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         raise ArtifactMissingError(f"{path}: not found; expected a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ArtifactCorruptError(f"{path}: not readable as JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(stored, dict) or "model" not in stored:
         raise ArtifactCorruptError(f"{path}: has no entry 'model' with a model configuration")
@@ -93,18 +125,32 @@ def load_backbone_weights(path: str | Path, model: nn.Module) -> None:
 
 @torch.no_grad()
 def _fill(path: Path, expected: Mapping[str, Tensor], otherwise: str) -> None:
+    with _opened(path) as file:
+        _compare(path, _shapes(file), expected, otherwise)
+        for name, tensor in expected.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The safetensors file; errors of reading are named."""
     if not path.is_file():
         raise ArtifactMissingError(f"{path}: weights not found")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            problem = _difference(shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-            if problem:
-                raise ArtifactMismatchError(f"{path}: {otherwise}: {problem}")
-            for name, tensor in expected.items():
-                tensor.copy_(file.get_tensor(name))
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def _shapes(file: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _compare(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor], otherwise: str) -> None:
+    problem = _difference(found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    if problem:
+        raise ArtifactMismatchError(f"{path}: {otherwise}: {problem}")
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

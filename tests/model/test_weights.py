@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ArtifactMissingError
+from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, ArtifactMissingError
+from retro.model.pretrained import load_pretrained
 from retro.model.weights import load_model, load_weights, read_model_config, save_model, save_weights
 from tests.model.builders import TINY, K, R, random_tokens, scrambled, tiny
 
@@ -164,3 +165,24 @@ def test_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Monk
 def test_extra_may_not_replace_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'model' is taken"):
         save_model(tmp_path, scrambled(TINY), {"model": {}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("vocab_size", 10**12, "embedding.weight: expected"),
+        ("vocab_size", 10**30, "too large"),
+        ("num_layers", 10**9, "1000000000 layers"),
+        ("norm_eps", 10**400, "norm_eps: expected float"),
+    ],
+)
+def test_a_configuration_is_not_believed_before_the_weights_are_seen(
+    folder: Path, field: str, value: int, words: str
+) -> None:
+    stored = json.loads((folder / "config.json").read_text())
+    stored["model"][field] = value
+    (folder / "config.json").write_text(json.dumps(stored))
+    for load in (load_model, load_pretrained):
+        with pytest.raises(ArtifactError, match=words) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)

@@ -4,10 +4,17 @@ Files only: neither needs the package transformers, and only safetensors are ope
 """
 
 from retro.model.huggingface.export import Tokens, save_huggingface
-from retro.model.huggingface.load import fill_backbone, is_huggingface_folder, load_huggingface, read_huggingface_config
+from retro.model.huggingface.load import (
+    check_weights,
+    fill_backbone,
+    is_huggingface_folder,
+    load_huggingface,
+    read_huggingface_config,
+)
 
 __all__ = [
     "Tokens",
+    "check_weights",
     "fill_backbone",
     "is_huggingface_folder",
     "load_huggingface",

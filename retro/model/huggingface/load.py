@@ -17,6 +17,7 @@ from retro.model.huggingface.mapping import Entry, same
 from retro.model.huggingface.settings import CONFIG_NAME, Settings, read_config_json
 from retro.model.huggingface.weight_files import WeightFiles
 from retro.model.retro import RetroModel, is_retrieval_parameter
+from retro.model.weights import outline
 
 ARCHITECTURES = {entry.model_type: entry for entry in (GPT2, LLAMA, GPT_NEOX)}
 
@@ -40,11 +41,24 @@ def read_huggingface_config(folder: str | Path) -> ModelConfig:
 
 def load_huggingface(folder: str | Path, device: str | torch.device = "cpu") -> RetroModel:
     """The folder's model, a plain GPT in float32 and evaluation mode; errors as in `fill_backbone`."""
+    check_weights(folder)
     with torch.device("meta"):
         model = RetroModel(read_huggingface_config(folder))
     model.to_empty(device=device)
     fill_backbone(model, folder)
     return model.eval()
+
+
+def check_weights(folder: str | Path) -> None:
+    """Compare names, shapes and types of the folder's tensors with its config.json; reads no tensor and makes no model.
+
+    Raises as `fill_backbone`: what config.json says is not believed until the files bear it out.
+    """
+    folder = Path(folder)
+    architecture, config = _open_config(folder)
+    with WeightFiles(folder) as files:
+        model = outline(config, str(folder / CONFIG_NAME), len(files.names))
+        _checked_entries(folder, architecture, config, files, model)
 
 
 @torch.no_grad()
@@ -57,24 +71,32 @@ def fill_backbone(model: RetroModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     architecture, config = _open_config(folder)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
-    entries = architecture.entries(config)
     with WeightFiles(folder) as files:
-        names = _strip_prefix(files, architecture)
-        entries += _head(architecture, config, files, names)
-        if {entry.ours for entry in entries} != set(state):
-            raise ArtifactMismatchError(f"{folder}: the weights of another decoder than this model's")
-        _check(folder, architecture, files, names, entries, {n: tuple(t.shape) for n, t in state.items()})
+        entries, names = _checked_entries(folder, architecture, config, files, model)
+        state = model.state_dict()
         for entry in entries:
             parts = [files.read(names[name]) for name in entry.theirs]
             state[entry.ours].copy_(entry.join(parts))
+
+
+def _checked_entries(
+    folder: Path, architecture: Architecture, config: ModelConfig, files: WeightFiles, model: RetroModel
+) -> tuple[list[Entry], dict[str, str]]:
+    """The tables of all weights of the decoder of `model`, and name without prefix -> name in the files."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
+    names = _strip_prefix(files, architecture)
+    entries = architecture.entries(config) + _head(architecture, config, files, names)
+    if {entry.ours for entry in entries} != set(state):
+        raise ArtifactMismatchError(f"{folder}: the weights of another decoder than this model's")
+    _check(folder, architecture, files, names, entries, {n: tuple(t.shape) for n, t in state.items()})
+    return entries, names
 
 
 def _open_config(folder: Path) -> tuple[Architecture, ModelConfig]:
     path = folder / CONFIG_NAME
     settings = read_config_json(folder)
     kind = settings.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ArtifactMismatchError(f"{path}: model_type: expected one of {', '.join(ARCHITECTURES)}, found {kind!r}")
     architecture = ARCHITECTURES[kind]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ class Settings:
         return None if self._get(name, None) is None else self.integer(name)
 
     def number(self, name: str, default: float) -> float:
-        """Any number."""
+        """Any finite number."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(name, value, "a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            raise self.error(name, value, "a finite number")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
@@ -177,7 +178,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A file's JSON object. Raises ArtifactCorruptError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactCorruptError(
             f"{path}: not readable as JSON ({str(error).splitlines()[0]}); get the file again"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, ArtifactMissingError
+from retro.config.retrofit import RetrofitConfig
 from retro.model.huggingface import is_huggingface_folder, load_huggingface, read_huggingface_config
+from retro.model.pretrained import load_pretrained
+from retro.model.retrofit import build_retrofit
 from tests.model.huggingface.tiny_models import COMMON, LLAMA3, save
 
 
@@ -200,3 +204,36 @@ class TestIndex:
     def test_it_is_not_one(self, sharded: Path, content: str) -> None:
         (sharded / "model.safetensors.index.json").write_text(content)
         refused(sharded, "index.json", error=ArtifactCorruptError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"vocab_size": 10**12}, ["model.embed_tokens.weight", "1000000000000"]),
+        ({"vocab_size": 10**18}, ["too large"]),
+        ({"vocab_size": 10**30}, ["too large"]),
+        ({"num_hidden_layers": 10**9}, ["1000000000 layers"]),
+        ({"intermediate_size": 10**13}, ["mlp.gate_proj.weight", "10000000000000"]),
+        ({"rms_norm_eps": 10**400}, ["rms_norm_eps", "finite"]),
+        ({"rope_theta": float("inf"), "rope_parameters": None}, ["rope_theta", "finite"]),
+        ({"model_type": []}, ["model_type", "[]"]),
+    ],
+)
+def test_a_configuration_is_not_believed_before_the_weights_are_seen(
+    settings: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "hostile"
+    save("llama", folder)
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stored, **settings}))
+    refused(folder, *words)
+    with pytest.raises(ArtifactMismatchError, match=re.escape(words[0])):
+        build_retrofit(RetrofitConfig(base=str(folder), cross_attention_layers=(1,)))
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "a": ' + "[" * 100_000)
+    with pytest.raises(ArtifactCorruptError, match="not readable as JSON"):
+        load_huggingface(tmp_path)
+    with pytest.raises(ArtifactCorruptError, match="not readable as JSON"):
+        load_pretrained(tmp_path)
