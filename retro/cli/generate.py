@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     policy = parse_policy(config.retrieve)
     prompts = [_read_prompt(config)] if config.prompts_file is None else read_prompts(config.prompts_file)
-    if config.output is not None and Path(config.output).exists():
-        raise ConfigError(f"output: {config.output} is there already; expected the name of a new file")
+    if config.output is not None:
+        check_output(Path(config.output))
     from retro.inference.opening import open_language_model
 
     lm, _ = open_language_model(
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=policy,
     )
     parse_policy(config.retrieve, lm.model.config.chunk_length)
+    if config.num_neighbors is not None and lm.retriever is None:
+        raise ConfigError("num_neighbors: nothing is retrieved (a model without retrieval, or retrieve=off); remove it")
     if config.output is None:
         _generate(lm, prompts[0], config)
     else:
@@ -81,7 +84,8 @@ def parse_config(items: Sequence[str]) -> GenerateConfig:
 def read_prompts(path: str) -> list[str]:
     """The texts of a file of JSON lines {"prompt": text}. Raises ConfigError naming the line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON texts may hold other signs that it takes for line ends, such as U+2028.
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompts_file: {path} cannot be read as UTF-8 text ({error})") from None
     prompts = []
@@ -94,15 +98,32 @@ def read_prompts(path: str) -> list[str]:
             prompt = None
         if not isinstance(prompt, str):
             raise ConfigError(f'prompts_file: {path}:{number}: expected {{"prompt": "text"}}, found {snippet(line)}')
-        prompts.append(prompt)
+        prompts.append(_checked_text(prompt, f"prompts_file: {path}:{number}"))
     if not prompts:
         raise ConfigError(f"prompts_file: {path}: expected at least one prompt, found none")
     return prompts
 
 
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless a new file can be made at `path`, before hours of work are to be written there."""
+    if path.exists():
+        raise ConfigError(f"output: {path} is there already; expected the name of a new file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"output: expected a file in a folder that can be written to, found {path}; make the folder")
+
+
+def _checked_text(text: str, where: str) -> str:
+    """`text`, unless it holds half a surrogate pair, as bytes that are no UTF-8 do on a command line."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: expected UTF-8 text, found {text[error.start]!r} at {error.start}") from None
+    return text
+
+
 def _read_prompt(config: GenerateConfig) -> str:
     if config.prompt is not None:
-        return config.prompt
+        return _checked_text(config.prompt, "prompt")
     assert config.prompt_file is not None
     try:
         return Path(config.prompt_file).read_text(encoding="utf-8")

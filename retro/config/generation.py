@@ -9,6 +9,9 @@ from typing import Literal
 from retro.config.checks import require as _require
 from retro.config.checks import require_at_least as _at_least
 
+#: Seeds are signed 64-bit numbers to torch.
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -29,6 +32,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "temperature", "seed")
         _at_least(self, 1, "top_k")
+        _require(self.seed <= LARGEST_SEED, f"seed: expected at most {LARGEST_SEED}, found {self.seed}")
         _require(0 < self.top_p <= 1, f"top_p: expected above 0 and at most 1, found {self.top_p}")
         _require(math.isfinite(self.temperature), f"temperature: expected a finite number, found {self.temperature}")
         _require(

@@ -130,6 +130,11 @@ class ModelConfig:
             "max_positions",
             "positions: learned needs the size of its table" if learned else "is read with positions: learned only",
         )
+        _require(
+            not learned or self.rotary_scaling is None,
+            "rotary_scaling",
+            "is read with positions: rotary only (it concerns decoder self-attention); remove it",
+        )
 
     def _check_gate(self) -> None:
         if self.is_retro:

@@ -33,7 +33,9 @@ def open_retriever(release: Release, device: str = "auto", database: Release | N
         check_database(release, database)
         served = database
     if served.searcher is None:
-        raise ConfigError(f"{served.path}: was prepared without a searcher; prepare it with one, or switch retrieval off")
+        raise ConfigError(
+            f"{served.path}: was prepared without a searcher; prepare it with one, or switch retrieval off"
+        )
     options: dict[str, Any] = {}
     table = next((split.neighbors for _, split in sorted(release.splits.items()) if split.neighbors), None)
     if table is not None:

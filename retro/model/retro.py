@@ -176,7 +176,8 @@ class RetroModel(nn.Module):
 
     def embed_sequence(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embeddings [B, N, D] of the decoder's input. tokens int64 [B, N]; positions int64 [B, N], read where they are
-        learned, None = 0..N-1. Raises ValueError for a sequence longer than the table of positions."""
+        learned, None = 0..N-1, and must be within the table. Raises ValueError for a sequence longer than that without
+        them."""
         embedded = self.embed(tokens)
         if self.positions is None:
             return embedded
@@ -280,5 +281,5 @@ def is_retrieval_parameter(name: str) -> bool:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars; tied weights count once. Works on the meta device too."""
+    """Number of scalars, frozen ones too; tied weights count once. Works on the meta device too."""
     return sum(p.numel() for p in model.parameters())

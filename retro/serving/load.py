@@ -40,9 +40,10 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
 
     retrieves = lm.retriever is not None
     num_neighbors = lm.num_neighbors if retrieves else 0
+    chunk_length = lm.model.config.chunk_length
 
     def make_request(options: GenerationOptions) -> EngineRequest:
-        policy = parse_policy(options.retrieve or ("on" if retrieves else "off"))
+        policy = parse_policy(options.retrieve or ("on" if retrieves else "off"), chunk_length)
         if not retrieves and not isinstance(policy, Never):
             raise ConfigError(f"retrieve: expected off, this server retrieves nothing; found {options.retrieve!r}")
         return EngineRequest(
@@ -64,7 +65,7 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
     return ServedModel(
         name=name,
         tokenizer=lm.tokenizer,
-        chunk_length=lm.model.config.chunk_length,
+        chunk_length=chunk_length,
         window_length=lm.window_length,
         num_neighbors=num_neighbors,
         database=lm.database,

@@ -5,6 +5,7 @@ import pytest
 
 from retro.config.errors import ConfigError
 from retro.config.generation import SamplingConfig
+from retro.inference.decoded_sequence import DecodedSequence
 from retro.inference.evidence import document_id
 from retro.inference.language_model import GenerateRequest
 from retro.inference.opening import open_language_model
@@ -80,6 +81,20 @@ def test_long_texts_move_the_window(retro, every):
     tokens, _, ends = slow_greedy(retro, prompt, SEQUENCE + 2 * CHUNK, lambda since: since >= every)
     assert list(result.new_tokens) == tokens
     assert [e.stop - 1 for e in result.evidence] == [e for e in ends if e < len(prompt) + len(tokens) - 1]
+
+
+@pytest.mark.parametrize("window", [CHUNK + 1, CHUNK + 3])
+def test_windows_of_little_more_than_a_chunk_keep_what_serves(workspace, retro, window):
+    """Whatever is dropped, the last retrieval lies within the window."""
+    narrow = without_end(open_language_model(workspace.retro, window_length=window)[0])
+    prompt = text_tokens(retro, 7)
+    for policy, every in ((Every(), CHUNK), (Every(5), 5)):
+        result = run(narrow, EngineRequest(prompt, 4 * CHUNK, GREEDY, policy=policy))[0]
+        assert list(result.new_tokens) == slow_greedy(narrow, prompt, 4 * CHUNK, lambda s, every=every: s >= every)[0]
+    sequence = DecodedSequence(1, EngineRequest(prompt, 1), None, None, window, CHUNK)
+    sequence.tokens += [5] * 3 * window
+    sequence.drop()
+    assert CHUNK <= len(sequence.tokens) - sequence.dropped < window
 
 
 def test_prompts_longer_than_the_window_keep_their_end(retro):
@@ -245,6 +260,11 @@ def test_requests_that_cannot_be_decoded(retro, changes, message):
     with pytest.raises(ValueError, match=message):
         engine.submit(EngineRequest(**({"prompt": (5,), "max_new_tokens": 3} | changes)))
     assert engine.step() == []
+
+
+def test_neighbors_of_a_request_to_an_engine_that_retrieves_nothing(gpt):
+    with pytest.raises(ValueError, match="num_neighbors: nothing is retrieved"):
+        gpt.build_engine(1).submit(EngineRequest((5,), 3, num_neighbors=1))
 
 
 def test_windows_of_less_than_a_chunk_are_refused(retro):

@@ -1,5 +1,7 @@
 """RetroLM behind the LanguageModel protocol: scores against direct forwards, decoding with given evidence."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from retro.config.generation import SamplingConfig
 from retro.inference.language_model import GenerateRequest, LanguageModel, ScoreRequest
 from retro.inference.opening import open_language_model, resolve_device
 from retro.inference.retro_lm import RetroLM
+from retro.model import RetroModel
 from tests.eval.workspace import CHUNK, NEIGHBORS, SEQUENCE
 
 TEXT = "Return the mean of all rows in the data, in the order of the index. Parameters: data, limit, fill and axis."
@@ -166,3 +169,11 @@ def test_a_model_with_fewer_tokens_than_the_tokenizer_is_refused(workspace, retr
     small = RetroModel(model_config(False, retro.tokenizer.vocab_size - 1))
     with pytest.raises(ArtifactMismatchError, match="expected at most the model's"):
         RetroLM(small, retro.tokenizer, window_length=SEQUENCE)
+
+
+def test_windows_beyond_the_learned_positions_are_refused(workspace):
+    lm = open_language_model(workspace.gpt)[0]
+    model = RetroModel(dataclasses.replace(lm.model.config, positions="learned", max_positions=40))
+    with pytest.raises(ConfigError, match="sequence_length: expected at most the model's 40 learned positions"):
+        RetroLM(model, lm.tokenizer, window_length=41)
+    assert RetroLM(model, lm.tokenizer, window_length=40).window_length == 40

@@ -42,6 +42,16 @@ def test_repetition_penalty_counts_prompt_and_draws():
     assert draws(SamplingConfig(), 3, prompt=[0], logits=logits) == [0, 0, 0]
 
 
+def test_extreme_settings_are_still_distributions():
+    """Temperatures next to 0 are greedy, and penalties do not make infinities that softmax cannot take."""
+    assert set(draws(SamplingConfig(temperature=1e-310))) == {1}
+    assert set(draws(SamplingConfig(temperature=1e-310), banned=[1])) == {2}
+    logits = torch.tensor([2.0, 1.9, -1.0, -1.05])
+    for penalty in (1e-300, 1e300):
+        chosen = draws(SamplingConfig(temperature=1.0, repetition_penalty=penalty), 20, prompt=[0, 3], logits=logits)
+        assert set(chosen) <= ({0} if penalty < 1 else {0, 1, 2, 3})
+
+
 def test_streams_belong_to_requests():
     warm = SamplingConfig(temperature=1.0, seed=7)
     one, other = Sampler(warm, (), (), 4), Sampler(warm, (), (), 4)
@@ -65,7 +75,7 @@ def test_probabilities():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature", -1.0), ("temperature", math.inf), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5), ("seed", -1),
-     ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("repetition_penalty", math.nan)],
+     ("seed", 2**63), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("repetition_penalty", math.nan)],
 )  # fmt: skip
 def test_impossible_settings(field, value):
     with pytest.raises(ConfigError, match=field):

@@ -86,6 +86,35 @@ def test_broken_bytes_become_replacement_characters_at_the_end_only():
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
+class Runs(Bytes):
+    """One that is not lossless: a run of bytes above 127 that is not UTF-8 as a whole is replaced byte by byte, as the
+    byte fallback of the `tokenizers` package does, so that a byte takes valid characters before it along."""
+
+    lossless = False
+
+    def decode(self, tokens):
+        out, run = "", b""
+        for byte in [*tokens, 0]:
+            if byte > 127:
+                run += bytes([byte])
+                continue
+            try:
+                out += run.decode()
+            except UnicodeDecodeError:
+                out += "\N{REPLACEMENT CHARACTER}" * len(run)
+            out, run = out + (chr(byte) if byte else ""), b""
+        return out
+
+
+def test_text_goes_on_behind_a_character_that_was_shown_and_is_broken_later():
+    replaced = "\N{REPLACEMENT CHARACTER}"
+    assert Runs().decode(b"a\xe2\x82\xac\xffbcd") == f"a{replaced * 4}bcd"
+    text, stopped, _, parts = streamed(Runs(), list(b"a\xe2\x82\xac\xffbcd"), ())
+    assert parts[:5] == ["a", "", "", "€", ""]
+    assert text == f"a€{replaced * 3}bcd" and not stopped
+    assert streamed(Runs(), list(b"a\xe2\x82\xac\xffbcd"), ("cd",))[0] == f"a€{replaced * 3}b"
+
+
 @pytest.mark.parametrize("until", [("ab", "b"), ("b", "ab")])
 def test_the_first_of_several_ends_it(until):
     assert streamed(Bytes(), list(b"xxab"), until)[0] == "xx"

@@ -134,6 +134,10 @@ def test_number_of_heads_changes_the_function_not_the_parameters() -> None:
         ({"attention_init": "mimetic"}, "'mimetic' needs embedding_norm"),
         ({"positions": "learned"}, "max_positions: positions: learned needs the size of its table"),
         ({"max_positions": 8}, "max_positions: is read with positions: learned only"),
+        (
+            {"positions": "learned", "max_positions": 8, "rotary_scaling_kind": "linear", "rotary_scaling_factor": 2.0},
+            "rotary_scaling: is read with positions: rotary only",
+        ),
         ({"block": "both"}, "block: expected one of serial, parallel"),
         ({"gate_value": (1.0,)}, "gate.value: expected one number, or 2, one per RETRO layer"),
         ({"gate_value": float("nan")}, "value: expected finite numbers"),

@@ -2,7 +2,7 @@
 
 Retrieval follows the rule of retro.inference.engine, written down plainly: the prompt's chunks end at its last token
 and every M tokens before it; later ones where `wants` says; each retrieves with the up to M tokens of the window that
-end there. When the window is full, the newest three quarters of it are kept.
+end there. When the window is full, the newest three quarters of it are kept, and at least M tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def slow_greedy(
     logprobs: list[float] = []
     for _ in range(count):
         if len(tokens) - dropped > window:
-            dropped = len(tokens) - window * 3 // 4
+            dropped = len(tokens) - max(chunk, window * 3 // 4)
         seen = [(end, ids) for end, ids in found if end >= dropped]
         arguments: dict[str, Any] = {}
         if seen:

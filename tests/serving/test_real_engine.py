@@ -56,6 +56,19 @@ def test_the_text_is_the_models_and_streams_are_the_same(client, lm, prompt, ret
     assert join_stream(read_stream(client, **body)) == [whole]
 
 
+def test_steps_of_more_than_a_chunk_are_refused_as_on_the_command_line(client):
+    body = {"prompt": "x", "max_tokens": 2, "retrieve": f"every:{CHUNK + 1}"}
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 400 and f"every:1 to every:{CHUNK}" in answer.json()["error"]["message"]
+    assert client.post("/v1/completions", json=body | {"retrieve": f"every:{CHUNK}"}).status_code == 200
+
+
+@pytest.mark.parametrize("retrieve", ["", f"every:{CHUNK + 1}", "every:0", "adaptive:nan"])
+def test_policies_that_mean_nothing_are_refused(client, retrieve):
+    answer = client.post("/v1/completions", json={"prompt": "x", "retrieve": retrieve})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "retrieve"
+
+
 def test_evidence_covers_the_text_without_gap_or_overlap(client, lm):
     body = {"prompt": PROMPTS[2], "max_tokens": 50, "temperature": 0}
     (choice,) = client.post("/v1/completions", json=body).json()["choices"]

@@ -1,0 +1,82 @@
+"""`retro generate`: many prompts into a file, settings that nothing would read, texts and files that cannot be."""
+
+import json
+import os
+
+import pytest
+
+from retro.cli.main import main
+from retro.inference.opening import open_language_model
+from retro.inference.provenance import describe_result
+from retro.inference.requests import EngineRequest
+from retro.retrieval.policy import Every
+from tests.eval.workspace import CHUNK
+
+# The second has a sign that is a line end to str.splitlines, and not to JSON.
+PROMPTS = ["the sum of", "rows\N{LINE SEPARATOR}and columns", "", "Return the mean of all rows in the data. " * 3]
+
+
+def command(run, *settings):
+    return main(["generate", f"checkpoint={run}", "max_new_tokens=6", "temperature=0", *settings])
+
+
+def prompts_file(tmp_path, prompts=PROMPTS):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n\n" for p in prompts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_many_prompts_are_continued_as_each_alone(workspace, tmp_path, capsys, batch):
+    output = tmp_path / "continued.jsonl"
+    given = prompts_file(tmp_path)
+    settings = [f"prompts_file={given}", f"output={output}", f"batch={batch}", "retrieve=every:4"]
+    assert command(workspace.retro, *settings) == 0
+    assert capsys.readouterr().out == f"{output}: 4 continuations\n"
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
+    lm, _ = open_language_model(workspace.retro)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        *_, last = lm.stream(EngineRequest(lm.prompt_tokens(prompt), 6, policy=Every(4)))
+        # Sums of other shapes round otherwise, distances of searches by several queries too.
+        expected = {"prompt": prompt, **describe_result(lm, last.finished)}
+        for found, wanted in zip(row.pop("evidence"), expected.pop("evidence"), strict=True):
+            for neighbor, other in zip(found.pop("neighbors"), wanted.pop("neighbors"), strict=True):
+                assert neighbor.pop("distance") == pytest.approx(other.pop("distance"), rel=1e-5)
+                assert neighbor == other
+            assert found == wanted
+        assert row == expected
+    assert command(workspace.retro, *settings) == 2 and "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["prompt=x", "seed=9223372036854775808"], "seed: expected at most 9223372036854775807"),
+        (["prompt=x", "device=meta"], "device: 'meta' cannot be used"),
+        (["prompt=" + os.fsdecode(b"a\xff")], "prompt: expected UTF-8 text"),
+        (["prompt=x", "retrieve=off", "num_neighbors=3"], "num_neighbors: nothing is retrieved"),
+        (["prompt=x", f"retrieve=every:{CHUNK + 1}"], f"expected every:1 to every:{CHUNK}"),
+        (["prompts_file={prompts}", "output={folder}/nowhere/x.jsonl"], "output: expected a file in a folder"),
+        (["prompts_file={prompts}", "output={prompts}/x.jsonl"], "output: expected a file in a folder"),
+        (["prompts_file={prompts}"], "output: the file for the continuations"),
+        (["prompts_file={halves}", "output={folder}/x.jsonl"], "halves.jsonl:1: expected UTF-8 text"),
+        (["prompts_file={lists}", "output={folder}/x.jsonl"], 'lists.jsonl:2: expected {"prompt": "text"}'),
+        (["prompts_file={prompts}", "output={folder}/x.jsonl", "seed=9223372036854775806"], "seed: expected at most"),
+    ],
+)
+def test_mistakes_are_one_line(workspace, tmp_path, capsys, settings, message):
+    (tmp_path / "halves.jsonl").write_text('{"prompt": "a \\ud800"}\n')
+    (tmp_path / "lists.jsonl").write_text('{"prompt": "a"}\n["prompt"]\n')
+    places = {"folder": tmp_path, "prompts": prompts_file(tmp_path)}
+    places |= {name: tmp_path / f"{name}.jsonl" for name in ("halves", "lists")}
+    filled = [s if s.startswith("prompt=") else s.format(**places) for s in settings]
+    assert command(workspace.retro, *filled) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_gpt_is_given_no_number_of_neighbors(workspace, capsys):
+    assert command(workspace.gpt, "prompt=x", "num_neighbors=2") == 2
+    assert "num_neighbors: nothing is retrieved" in capsys.readouterr().err
+    assert command(workspace.gpt, "prompt=x") == 0 and "[no retrieval]" in capsys.readouterr().out
