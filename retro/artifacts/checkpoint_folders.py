@@ -15,8 +15,14 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of all finished checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _STEP.fullmatch(path.name))]
-    return sorted((step, path) for step, path in found if (path / MANIFEST_NAME).is_file())
+    found = ((checkpoint_step(path.name), path) for path in folder.iterdir())
+    return sorted((step, path) for step, path in found if step is not None and (path / MANIFEST_NAME).is_file())
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder, None for another name."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retro.artifacts.checkpoint_folders import CHECKPOINTS, checkpoint_step, latest_checkpoint
 from retro.artifacts.fingerprint import sha256_file
 from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
 from retro.config.errors import (
@@ -21,8 +21,6 @@ from retro.config.errors import (
 if TYPE_CHECKING:
     from retro.model import RetroModel
 
-CHECKPOINTS = "checkpoints"
-_STEP = re.compile(r"step_(\d+)$")
 _WEIGHTS, _CONFIG, _RUN_CONFIG, _RELEASE = "model.safetensors", "config.json", "config.yaml", "release.json"
 
 
@@ -101,7 +99,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ArtifactMissingError(f"{path}: no such run or checkpoint; `retro train` makes one, or correct the path")
     folder = path
     if (path / CHECKPOINTS).is_dir():
-        folder = _newest(path)
+        newest = latest_checkpoint(path / CHECKPOINTS)
+        if newest is None:
+            has_any = any((path / CHECKPOINTS).glob("step_*/"))
+            error = ArtifactUnfinishedError if has_any else ArtifactMissingError
+            raise error(f"{path}/{CHECKPOINTS}: no finished checkpoint; train the run until it has saved one")
+        folder = newest
     elif not (path / _WEIGHTS).is_file():
         raise ArtifactMissingError(
             f"{path}: neither a run folder with {CHECKPOINTS}/ nor a checkpoint with {_WEIGHTS}; correct the path"
@@ -111,24 +114,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     weights = next((entry for entry in manifest.all_files() if entry["name"] == _WEIGHTS), None)
     if weights is None:
         raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: does not record {_WEIGHTS}; use another checkpoint")
-    match = _STEP.search(folder.name)
     return Checkpoint(
         folder=folder,
         run=run,
-        step=int(match[1]) if match else 0,
+        step=checkpoint_step(folder.name) or 0,
         fingerprint=str(weights["sha256"])[:16],
         stored=_read_json(folder / _CONFIG),
         settings=_read_yaml(run / _RUN_CONFIG) if run else {},
     )
-
-
-def _newest(run: Path) -> Path:
-    steps = {int(m[1]): f for f in (run / CHECKPOINTS).iterdir() if f.is_dir() and (m := _STEP.fullmatch(f.name))}
-    finished = [step for step, folder in steps.items() if (folder / MANIFEST_NAME).is_file()]
-    if not finished:
-        error = ArtifactUnfinishedError if steps else ArtifactMissingError
-        raise error(f"{run}/{CHECKPOINTS}: no finished checkpoint; train the run until it has saved one")
-    return steps[max(finished)]
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -18,7 +18,8 @@ def keep_freed_memory() -> bool:
     """Tell glibc never to give memory back to the system before the process ends. Returns False, and does nothing,
     where the C library is another one (or another allocator has taken its place, which has means of its own).
 
-    Concerns speed alone. The peak of the memory in use stays what it was; what is freed stays with the process.
+    No result changes. What is freed stays with the process, and because blocks of other sizes lie between what can be
+    used again, its resident memory may exceed the most that was in use at a time.
     """
     if not sys.platform.startswith("linux"):
         return False
