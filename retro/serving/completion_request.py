@@ -16,10 +16,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from retro.config.generation import LARGEST_SEED
 from retro.serving.errors import ApiError, invalid
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGPROBS = 4, 256, 5
-LARGEST_SEED = 2**63 - 1
 #: Below, logits divided by it leave the range of floats; 0 itself means greedy.
 SMALLEST_TEMPERATURE = 0.001
 _SHOWN = 60
@@ -168,7 +168,8 @@ class CompletionRequest(_Strict):
     retrieve: str | None = Field(
         None,
         max_length=64,
-        description='"on", "off", or a policy of retrieval such as "every:16"; the server\'s own setting by default.',
+        description='"on", "off", "every:TOKENS" (1 to the chunk length) or "adaptive:THRESHOLD" (a probability); the '
+        "server's own setting by default.",
     )
     num_neighbors: int | None = Field(None, ge=1, description="Neighbors per chunk, at most the server's setting.")
     presence_penalty: Annotated[None, _not_offered(0, "repetition_penalty is"), WithJsonSchema({"enum": [None, 0]})] = (
@@ -207,7 +208,7 @@ def _explain(error: ValidationError) -> ApiError:
     if param is None:
         return invalid(None, f"body: expected a JSON object{found}")
     if first["type"] == "extra_forbidden":
-        known = ", ".join(CompletionRequest.model_fields)
+        known = ", ".join((StreamOptions if len(first["loc"]) > 1 else CompletionRequest).model_fields)
         return invalid(param, f"unknown field; known are {known}")
     if first["type"] == "missing":
         return invalid(param, "required, but not given")

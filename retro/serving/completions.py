@@ -61,7 +61,6 @@ class CompletionJob:
         self._generations: list[Generation] = []
         self._prompt_tokens = 0
         self._places = 0
-        self._reason = "error"
         self._first_token: float | None = None
         if request.model is not None and request.model != model.name:
             raise ApiError(

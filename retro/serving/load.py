@@ -43,7 +43,8 @@ def serve_language_model(lm: RetroLM, name: str, slots: int, fingerprint: str = 
     chunk_length = lm.model.config.chunk_length
 
     def make_request(options: GenerationOptions) -> EngineRequest:
-        policy = parse_policy(options.retrieve or ("on" if retrieves else "off"), chunk_length)
+        default = "on" if retrieves else "off"
+        policy = parse_policy(default if options.retrieve is None else options.retrieve, chunk_length)
         if not retrieves and not isinstance(policy, Never):
             raise ConfigError(f"retrieve: expected off, this server retrieves nothing; found {options.retrieve!r}")
         return EngineRequest(
