@@ -6,20 +6,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from retro.inference.language_model import ChunkEvidence
 from retro.serving.completion_response import Choice, Logprobs, Neighbor, Query, Retrieved, Served
+from retro.serving.token_places import Decoder, TokenPlaces
 
 _FINISH: dict[str, Literal["stop", "length"]] = {"end": "stop", "until": "stop", "length": "length"}
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-class Decoder(Protocol):
-    """The part of retro.data.tokenizer.Tokenizer that is needed here."""
-
-    def decode(self, ids: Any, /) -> str: ...
-    def token_bytes(self, token: int, /) -> bytes: ...
 
 
 @dataclasses.dataclass
@@ -51,6 +44,7 @@ class ChoiceText:
         self._prompt, self._decoder = list(prompt), decoder
         self._chunk, self._describe, self._top, self._echo = chunk_length, describe, top_logprobs, echo
         self._tokens: list[int] = []
+        self._places = TokenPlaces(decoder)
         self._text_length = len(echo)
         self._serving: _Serving | None = None
         self._retrievals = 0
@@ -68,7 +62,9 @@ class ChoiceText:
     def feed(self, update: Any) -> Choice | None:
         """What an update (retro.inference.engine.Update) adds to the choice; None while there is nothing to show."""
         before = len(self._tokens)
-        self._tokens += list(update.tokens)
+        for token in update.tokens:
+            self._tokens.append(token)
+            self._places.add(token)
         text = update.text
         if not self._begun:
             text, self._begun = self._echo + text, True
@@ -142,8 +138,11 @@ class ChoiceText:
                 self._set_served(entry.index, served.model_copy(update=cut))
 
     def _offset(self, token: int) -> int:
-        """Where new token `token` begins in the choice's text; a character over a border belongs to what follows."""
-        return len(self._echo) + len(self._decoder.decode(self._tokens[:token]).rstrip(_REPLACEMENT))
+        """Where new token `token` begins in the choice's text; once it is finished, nothing is behind its end."""
+        if self.finish is not None and token == len(self._tokens):
+            return self._text_length
+        place = len(self._echo) + self._places.begin(token)
+        return place if self.finish is None else min(place, self._text_length)
 
     def _add_logprobs(self, before: int, update: Any) -> None:
         for offset, (token, found) in enumerate(zip(update.tokens, update.logprobs, strict=True)):

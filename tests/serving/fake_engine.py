@@ -22,6 +22,7 @@ class ByteTokenizer:
     """One token per byte: ids 0..255, begin 256, end 257."""
 
     vocab_size, bos_id, eos_id, pad_id = 258, 256, 257, 257
+    lossless = True
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 from retro.inference.language_model import ChunkEvidence, Generated
@@ -84,6 +85,24 @@ def test_places_behind_a_stop_string_are_cut_back():
     ]
     assert join_choices([p for p in pieces if p]).text == "x"
     assert spans(pieces) == [(0, 2, 0, 1), (2, 4, 1, 1)]
+
+
+def test_bytes_that_are_no_character_are_counted_as_the_text_shows_them():
+    """Each broken sequence is one replacement character, and the tokens behind it stand behind it."""
+    text = choice_text(b"abcd", top_logprobs=0)
+    tokens = [0x61, 0xE2, 0x62, 0x80, 0x80, 0x63, 0xEF, 0xBF, 0xBD, 0x64, 0xF0, 0x9F]
+    shown = ["a", "", "\ufffdb", "\ufffd", "\ufffd", "c", "", "", "\ufffd", "d", "", "\ufffd"]
+    assert "".join(shown) == bytes(tokens).decode("utf-8", "replace")
+    known = SimpleNamespace(logprob=-1.0, top=())
+    pieces = []
+    for number, (token, new) in enumerate(zip(tokens, shown, strict=True)):
+        evidence = (ChunkEvidence(number, number + 4, ()),) if number % 4 == 0 else ()
+        last = end("length") if number == len(tokens) - 1 else None
+        pieces.append(text.feed(Update((token,), new, evidence, last, (known,))))
+    joined = join_choices([piece for piece in pieces if piece is not None])
+    # The three bytes of a replacement character that the model spelled itself are one character of three tokens.
+    assert joined.logprobs.text_offset == [0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8, 8]
+    assert spans(pieces) == [(0, 4, 0, 4), (4, 8, 4, 6), (8, 12, 6, 9)]
 
 
 def test_an_empty_continuation_is_a_choice_all_the_same():
