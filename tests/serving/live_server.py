@@ -29,7 +29,11 @@ class LiveServer:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._listener]))
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._listener])
 
     def __enter__(self) -> LiveServer:
         self.service.start()
@@ -41,6 +45,15 @@ class LiveServer:
         self._server.should_exit = True
         self.service.stop()
         self._thread.join(20)
+
+    def cut(self) -> None:
+        """Break off all connections."""
+
+        def abort() -> None:
+            for connection in list(self._server.server_state.connections):
+                connection.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
 
     def metric(self, name: str, **labels: str) -> float:
         """Value of a metric, 0 if it has none yet."""

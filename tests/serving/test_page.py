@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("websocket", reason="the package websocket-client is not installed")
 
 from tests.serving.browser import Browser, find_browser
-from tests.serving.fake_engine import HOSTILE
-from tests.serving.live_server import wait_until
+from tests.serving.fake_engine import HOSTILE, fake_model
+from tests.serving.live_server import LiveServer, wait_until
 
 if find_browser() is None:
     pytest.skip("no Chromium or Chrome in PATH, and $CHROME is not set", allow_module_level=True)
@@ -149,6 +149,41 @@ def test_settings_reach_the_server(page):
     page.click("#generate")
     page.wait(IDLE + " && !document.querySelector('.card') && document.querySelector('.new').textContent")
     assert count(page, "aside") == 0 and page.console == []
+
+
+def test_a_server_without_retrieval_has_a_page_that_works(browser):
+    """Hidden fields do not keep the form from being sent, whatever they hold."""
+    model = fake_model()
+    model.num_neighbors = 0
+    with LiveServer(model) as live:
+        browser.console.clear()
+        browser.open(live.url + "/")
+        browser.wait("document.getElementById('model').textContent.includes('without retrieval')")
+        assert count(browser, ".retrieval:not([hidden])") == 0
+        prepare(browser, "hi", max_tokens=5)
+        browser.click("#generate")
+        browser.wait(IDLE + " && document.querySelector('.new')?.textContent === 'alpha'")
+        assert count(browser, "aside") == 0 and browser.console == []
+
+
+def test_fields_of_another_policy_do_not_keep_the_form_from_being_sent(page):
+    prepare(page, "hi", max_tokens=5, interval=1000, threshold=7)
+    page.click("#generate")
+    page.wait(IDLE + " && document.querySelector('.new')?.textContent === 'alpha'")
+    assert text(page, ".summary").endswith("seed 1") and page.console == []
+
+
+def test_a_server_that_goes_away_is_named(page):
+    prepare(page, "slow", max_tokens=1000)
+    page.click("#generate")
+    page.wait("document.querySelectorAll('.chunk').length >= 1")
+    page.served.live.cut()
+    page.wait(IDLE)
+    assert text(page, "#error") == "The connection ended before the text did."
+    assert text(page, "#status") == "Failed." and text(page, ".new").startswith("al")
+    page.served.live.__exit__()
+    page.click("#generate")
+    page.wait(IDLE + " && document.getElementById('error').textContent.startsWith('The server does not answer')")
 
 
 def test_errors_are_shown(page):

@@ -21,15 +21,21 @@ async function connect() {
   $("num_neighbors").value = num_neighbors;
   $("interval").max = chunk_length;
   $("interval").value = Math.min($("interval").value, chunk_length);
-  for (const node of document.querySelectorAll(".retrieval")) node.hidden = !retrieval;
+  for (const node of document.querySelectorAll(".retrieval")) show(node, retrieval);
   showPolicy();
 }
 
 // Fields of the chosen policy only.
 function showPolicy() {
   const policy = model?.retro.retrieval ? $("retrieve").value : "off";
-  $("interval_label").hidden = policy !== "every";
-  $("threshold_label").hidden = policy !== "adaptive";
+  show($("interval_label"), policy === "every");
+  show($("threshold_label"), policy === "adaptive");
+}
+
+// What is hidden is disabled, too: a hidden field that holds a wrong value would keep the form from being sent.
+function show(node, on) {
+  node.hidden = !on;
+  for (const field of node.querySelectorAll("input, select")) field.disabled = !on;
 }
 
 function settings() {
@@ -93,7 +99,8 @@ async function run(panel, body, signal) {
     const seconds = (performance.now() - begin) / 1000;
     const ended = reason === "length" ? "length limit" : "end of text";
     const rate = (usage.completion_tokens / seconds).toFixed(0);
-    panel.finish(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s (${rate} per second) · ${ended}`, true);
+    const made = `${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s (${rate} per second)`;
+    panel.finish(`${made} · ${ended} · seed ${body.seed}`, true);
     return "done";
   } catch (error) {
     if (error.name === "AbortError") {

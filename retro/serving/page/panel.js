@@ -137,7 +137,9 @@ export class Panel {
     if (neighbor.distance !== null) summary.append(element("span", "distance", `distance ${neighbor.distance.toFixed(2)}`));
     const quote = element("blockquote", "", neighbor.text);
     if (neighbor.continuation) quote.append(element("span", "more", neighbor.continuation));
-    details.append(summary, breakable(element("p", "source"), `${neighbor.document} · chunk ${neighbor.chunk}`), quote);
+    const named = !neighbor.title || neighbor.title === neighbor.document;
+    const source = named ? `chunk ${neighbor.chunk}` : `${neighbor.document} · chunk ${neighbor.chunk}`;
+    details.append(summary, breakable(element("p", "source"), source), quote);
     return details;
   }
 
