@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Call `command`; a user's mistake becomes one line on stderr and its exit code, an interrupt becomes 130."""
+    """Call `command`; a user's mistake becomes one line on stderr and its exit code, an interrupt becomes 130.
+
+    Characters that the terminal or file behind stdout has no code for are printed as `?`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return command()
     except RetroError as error:
@@ -63,7 +68,7 @@ def run_command(command: Callable[[], int]) -> int:
     except SystemExit as stop:  # argparse has printed the help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
+        print("interrupted; prep, train and eval go on from there when they are run again", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: point stdout nowhere so that the interpreter exits quietly.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -99,7 +100,7 @@ class RotaryScaling:
 
     "linear": positions divided by `factor` (Chen et al. 2023). "llama3": frequencies whose wavelength is above
     original_positions / low_frequency_factor are divided by `factor`, those below original_positions /
-    high_frequency_factor kept, those between interpolated (Llama 3.1).
+    high_frequency_factor kept, those between interpolated (Llama 3.1); these three are read with "llama3" only.
     """
 
     kind: Literal["linear", "llama3"]
@@ -110,10 +111,13 @@ class RotaryScaling:
 
     def __post_init__(self) -> None:
         require(self.kind in ("linear", "llama3"), "kind", f"expected linear or llama3, found {self.kind!r}")
-        require(self.factor >= 1, "factor", f"expected a number >= 1, found {self.factor}")
+        require(1 <= self.factor < math.inf, "factor", f"expected a number >= 1, found {self.factor}")
         require_positive(self, "original_positions")
         require(
             0 < self.low_frequency_factor < self.high_frequency_factor,
             "high_frequency_factor",
             f"expected above low_frequency_factor {self.low_frequency_factor}, found {self.high_frequency_factor}",
         )
+        for entry in dataclasses.fields(self)[2:]:
+            unread = self.kind == "linear" and getattr(self, entry.name) != entry.default
+            require(not unread, entry.name, "is read with kind: llama3 only; remove it")

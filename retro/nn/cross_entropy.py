@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Logits held at a time when no block is given. 2^21 (8 MiB in float32) was the fastest or equal of 2^19 .. 2^25 for
-#: vocabularies of 4,096 and 16,384 (width 256, float32 and bfloat16): smaller blocks make thin products, larger ones
-#: leave the cache.
+#: Logits held at a time when no block is given, on a CPU. 2^21 (8 MiB in float32) was the fastest or equal of 2^19 ..
+#: 2^25 for vocabularies of 4,096 and 16,384 (width 256, float32 and bfloat16): smaller blocks make thin products,
+#: larger ones leave the cache.
 LOGITS_PER_BLOCK = 2**21
+#: Elsewhere (256 MiB in float32). Each block reads the whole weight three times and starts a dozen kernels, and a
+#: compiled program repeats the loop's body: with blocks of a CPU's size, 41 positions at a vocabulary of 50,257, an
+#: accelerator would wait for its memory.
+LOGITS_PER_BLOCK_OF_ACCELERATOR = 2**26
 
 
 def linear_cross_entropy(
@@ -24,14 +28,14 @@ def linear_cross_entropy(
     """Cross-entropy of softmax(hidden @ weight.T) against `targets`.
 
     hidden float [T, D]; weight float [V, D]; targets int64 [T] in 0..V-1; `block` positions are treated at a time
-    (speed and memory only; None = as many as make LOGITS_PER_BLOCK logits); scored bool [T]: the others count 0 and
-    get no gradient, None = all are. Returns (loss_sum, losses): the sum, a
-    differentiable float32 scalar (float64 for float64), and the losses [T] in nats, not differentiable. Under
-    autocast the products run in its dtype, the softmax in float32.
+    (speed and memory only; None = as positions_per_block says); scored bool [T]: the others count 0 and get no
+    gradient, None = all are. Returns (loss_sum, losses): the sum, a differentiable float32 scalar (float64 for
+    float64), and the losses [T] in nats, not differentiable. Under autocast the products run in its dtype, the softmax
+    in float32.
     """
     device = hidden.device.type
     if block is None:
-        block = max(1, LOGITS_PER_BLOCK // weight.shape[0])
+        block = positions_per_block(device, weight.shape[0])
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -45,6 +49,11 @@ def linear_cross_entropy(
     if scored is not None:
         losses = losses.masked_fill_(~scored, 0.0)
     return losses.sum(), losses
+
+
+def positions_per_block(device: str, vocabulary: int) -> int:
+    """Positions that are treated at a time where nothing is said; device: type, as in torch.device.type."""
+    return max(1, (LOGITS_PER_BLOCK if device == "cpu" else LOGITS_PER_BLOCK_OF_ACCELERATOR) // vocabulary)
 
 
 def _loss_dtype(hidden: Tensor) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,12 @@ def test_a_gpt_is_given_no_number_of_neighbors(workspace, capsys):
     assert command(workspace.gpt, "prompt=x", "num_neighbors=2") == 2
     assert "num_neighbors: nothing is retrieved" in capsys.readouterr().err
     assert command(workspace.gpt, "prompt=x") == 0 and "[no retrieval]" in capsys.readouterr().out
+
+
+def test_a_terminal_without_the_characters_of_a_text_is_no_obstacle(workspace):
+    arguments = [sys.executable, "-m", "retro.cli.main", "generate", f"checkpoint={workspace.retro}"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*arguments, "prompt=é", "max_new_tokens=2"], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0 and done.stdout.startswith(b"?"), done.stderr

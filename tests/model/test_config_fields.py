@@ -89,7 +89,8 @@ NEEDS: dict[str, dict[str, object]] = {
     "attention_init": {"embedding_norm": True},
     "positions": {"max_positions": 32},
     "max_positions": {"positions": "learned", "max_positions": 32},
-} | {f"rotary_scaling_{f.name}": LLAMA3 for f in dataclasses.fields(RotaryScaling)}
+    "rotary_scaling_kind": {name: value for name, value in LLAMA3.items() if not name.endswith("original_positions")},
+} | {f"rotary_scaling_{f.name}": LLAMA3 for f in dataclasses.fields(RotaryScaling) if f.name != "kind"}
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -145,6 +146,15 @@ def test_number_of_heads_changes_the_function_not_the_parameters() -> None:
         ({"gate_value": 0.5, "cross_attention_layers": ()}, "gate: a plain GPT"),
         ({"rotary_scaling_kind": "yarn", "rotary_scaling_factor": 2.0}, "kind: expected linear or llama3"),
         ({"rotary_scaling_kind": "linear", "rotary_scaling_factor": 0.5}, "factor: expected a number >= 1"),
+        ({"rotary_scaling_kind": "linear", "rotary_scaling_factor": float("inf")}, "factor: expected a number >= 1"),
+        (
+            {
+                "rotary_scaling_kind": "linear",
+                "rotary_scaling_factor": 2.0,
+                "rotary_scaling_original_positions": 40,
+            },
+            "original_positions: is read with kind: llama3 only",
+        ),
         ({"attention_init": "zero"}, "attention_init: expected one of normal, mimetic"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retro.nn.cross_entropy import linear_cross_entropy
+from retro.nn.cross_entropy import linear_cross_entropy, positions_per_block
 
 T, D, V = 13, 8, 29
 
@@ -94,3 +94,29 @@ def test_no_positions(grad: bool) -> None:
         loss_sum, losses = linear_cross_entropy(hidden[:0], weight, targets[:0])
     assert loss_sum.item() == 0.0
     assert losses.shape == (0,)
+
+
+def test_blocks_of_an_accelerator_are_larger() -> None:
+    """Thin products are what a CPU's cache wants, and what a GPU waits for."""
+    assert positions_per_block("cpu", 16384) == 128 and positions_per_block("cpu", 2**30) == 1
+    assert positions_per_block("cuda", 50257) > 1000
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("block", [4, None])
+def test_positions_that_are_not_scored(block: int | None, training: bool) -> None:
+    """They count 0, get no gradient and change nothing for the others, whatever their target."""
+    hidden, weight, targets = inputs(torch.float64)
+    scored = torch.arange(T) % 3 != 1
+    with torch.set_grad_enabled(training):
+        loss_sum, losses = linear_cross_entropy(hidden, weight, targets, block, scored)
+    expected, picked = linear_cross_entropy(hidden[scored], weight, targets[scored])
+    torch.testing.assert_close(loss_sum, expected)
+    torch.testing.assert_close(
+        losses, torch.zeros(T, dtype=torch.float64).index_copy(0, scored.nonzero()[:, 0], picked)
+    )
+    if training:
+        found = torch.autograd.grad(loss_sum, (hidden, weight))
+        wanted = torch.autograd.grad(expected, (hidden, weight))
+        torch.testing.assert_close(found, wanted)
+        assert not found[0][~scored].any()
