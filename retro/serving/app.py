@@ -122,7 +122,7 @@ def build_app(service: Service) -> Any:
     if config.allowed_origins:
         wrapped = CORSMiddleware(
             wrapped,
-            allow_origins=config.allowed_origins,
+            allow_origins=[origin.lower() for origin in config.allowed_origins],  # as browsers write them
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["retry-after", "x-request-id"],

@@ -30,6 +30,13 @@ def open_served_model(config: ServeConfig) -> ServedModel:
         device=config.device,
         precision=config.precision,
     )
+    if lm.retriever is None and config.num_neighbors is not None:
+        raise ConfigError("num_neighbors: nothing is retrieved (a model without retrieval, or switched off); remove it")
+    chunk_length = lm.model.config.chunk_length
+    if lm.window_length <= chunk_length:
+        raise ConfigError(
+            f"window_length: expected more than one chunk of {chunk_length} tokens, found {lm.window_length}"
+        )
     name = config.model_name or (checkpoint.run.resolve().name if checkpoint.run else checkpoint.folder.resolve().name)
     return serve_language_model(lm, name, config.slots, checkpoint.fingerprint)
 

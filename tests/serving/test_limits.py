@@ -257,7 +257,7 @@ def test_two_hosts_are_refused(served):
 
 
 def test_pages_of_foreign_origins_are_refused(start):
-    served = start(allowed_origins=["https://friend.example"])
+    served = start(allowed_origins=["https://Friend.example"])
     own = {"origin": served.live.url}
     assert served.client.post("/v1/completions", json={"prompt": "a"}, headers=own).status_code == 200
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "https://friend.example.evil"):

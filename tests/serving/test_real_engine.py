@@ -8,6 +8,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from retro.config.errors import ConfigError
 from retro.config.serving import ServeConfig
 from retro.inference.language_model import GenerateRequest
 from retro.inference.opening import open_language_model
@@ -126,6 +127,18 @@ def test_a_database_that_fails_is_survived(live, client, lm, monkeypatch):
         answer = client.post("/v1/completions", json={"prompt": "a"})
         assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_failure"
     assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"retrieval": "off", "num_neighbors": 1}, "num_neighbors: nothing is retrieved"),
+        ({"window_length": CHUNK}, f"window_length: expected more than one chunk of {CHUNK} tokens, found {CHUNK}"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_served(workspace, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        open_served_model(ServeConfig(checkpoint=str(workspace.retro), **fields))
 
 
 def test_hostile_requests_leave_the_model_serving(workspace):
