@@ -229,7 +229,7 @@ class DecodingState:
         last = int(chunk_ends.argmax())
         real = mask is None or bool(mask[last].any())
         end = int(chunk_ends[last])
-        return plan, end if real and end >= 0 else None
+        return plan, end if plan is not None and real and end >= 0 else None
 
     def _plan_events(
         self, events: list[int], neighbors: Tensor | None, mask: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from retro.config.model import ModelConfig
@@ -43,6 +44,11 @@ def check_inputs(
                 f"chunk_ends_BL: expected the [B, L] of neighbors_BLKR, with B = {tokens_BN.shape[0]}, found "
                 f"{list(chunk_ends_BL.shape)} for {list(shape)}"
             )
+        # Elsewhere the values would have to be waited for.
+        if chunk_ends_BL.device.type == "cpu" and not torch.compiler.is_compiling() and chunk_ends_BL.numel():
+            last = int(chunk_ends_BL.max())
+            if last >= length:
+                raise ValueError(f"chunk_ends_BL: expected positions below {length}, found {last}")
     else:
         most = count_chunks(length, chunk, first)
         if len(shape) != 4 or shape[0] != tokens_BN.shape[0] or shape[1] > most:

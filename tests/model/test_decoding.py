@@ -127,6 +127,18 @@ def test_a_slot_can_be_filled_again() -> None:
             torch.testing.assert_close(state.decode(tokens[p : p + 1])[0].double(), expected, rtol=0, atol=1e-5)
 
 
+def test_no_neighbor_at_all_is_no_retrieval() -> None:
+    """K = 0 neighbors: those that the slot held before do not serve."""
+    model = scrambled(TINY).eval()
+    tokens = random_tokens(6, seed=4)
+    state = DecodingState(model, 1, 8, K, R)
+    state.prefill(0, random_tokens(4, seed=3), random_tokens(1, K, R, seed=2), None, torch.tensor([3]))
+    state.prefill(0, tokens[:4], random_tokens(1, 0, R), None, torch.tensor([3]))
+    with torch.no_grad():
+        expected = model(tokens[None, :5]).logits[0, -1]
+    torch.testing.assert_close(state.decode(tokens[4:5])[0].double(), expected, rtol=0, atol=1e-5)
+
+
 def test_gate_zero_ignores_neighbors() -> None:
     model = scrambled(TINY, dtype=torch.float32).eval()
     model.gate = 0.0

@@ -202,6 +202,8 @@ def test_wrong_shapes_are_refused() -> None:
     tokens, neighbors, _, ends = inputs("documents")
     with pytest.raises(ValueError, match="chunk_ends_BL: expected"):
         model(tokens, neighbors, chunk_ends_BL=ends[:, :3])
+    with pytest.raises(ValueError, match=f"chunk_ends_BL: expected positions below {tokens.shape[1]}, found 99"):
+        model(tokens, neighbors, chunk_ends_BL=torch.where(ends == ends.max(), 99, ends))
     with pytest.raises(ValueError, match="document_starts_BN: expected shape"):
         model(tokens, neighbors, document_starts_BN=STARTS[:, :5])
     with pytest.raises(ValueError, match="give it or chunk_ends_BL, not both"):
