@@ -8,6 +8,7 @@ from pathlib import Path
 from retro.artifacts.manifest import MANIFEST_NAME
 
 CHECKPOINTS = "checkpoints"
+OPTIMIZER_NAME = "optimizer.safetensors"
 _STEP = re.compile(r"step_(\d+)")
 
 
@@ -23,6 +24,13 @@ def checkpoint_step(name: str) -> int | None:
     """The step in the name of a checkpoint's folder, None for another name."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_saved_model(folder: Path) -> bool:
+    """Whether `folder` is no checkpoint, which a training run could go on from, but a model by itself: without
+    manifest and optimizer's state, and not among the checkpoints of a run."""
+    is_checkpoint = folder.resolve().parent.name == CHECKPOINTS
+    return not (is_checkpoint or (folder / MANIFEST_NAME).exists() or (folder / OPTIMIZER_NAME).exists())
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -48,6 +48,7 @@ def _export_whole(config: ExportConfig, found: Pretrained) -> str:
 
 def _export_huggingface(config: ExportConfig, found: Pretrained) -> str:
     from retro.artifacts.release import open_release
+    from retro.data.base_tokenizer import check_base_tokenizer
     from retro.data.tokenizer import open_tokenizer
     from retro.data.tokenizer_export import huggingface_files
     from retro.model.huggingface import Tokens, save_huggingface
@@ -66,7 +67,9 @@ def _export_huggingface(config: ExportConfig, found: Pretrained) -> str:
     if release is not None:
         folder = open_release(release).tokenizer
         tokenizer = open_tokenizer(folder)
-        _check_tokenizer(found, tokenizer.fingerprint, release)
+        if found.is_huggingface:
+            check_base_tokenizer(found.folder, folder)
+        _check_tokenizer(found, tokenizer.fingerprint, tokenizer.vocab_size, release)
         files = huggingface_files(folder, positions)
         tokens = Tokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
         note = ", ".join(sorted(files))
@@ -100,13 +103,18 @@ def _release_of(config: ExportConfig, found: Pretrained) -> Path | None:
     return run / "release.json" if (run / "release.json").is_file() else None
 
 
-def _check_tokenizer(found: Pretrained, fingerprint: str, release: Path) -> None:
+def _check_tokenizer(found: Pretrained, fingerprint: str, size: int, release: Path) -> None:
     stored = _stored(found).get("tokenizer")
     expected = stored.get("fingerprint") if isinstance(stored, dict) else None
     if expected is not None and expected != fingerprint:
         raise ArtifactMismatchError(
             f"release: {release}: expected the tokenizer {expected} that {found.folder} was trained with, found "
             f"{fingerprint}; give the release of that run"
+        )
+    if size > (found.config.vocab_size or 0):
+        raise ArtifactMismatchError(
+            f"release: {release}: expected a tokenizer of at most the model's {found.config.vocab_size} tokens, found "
+            f"{size}; give the release that {found.folder} was trained with"
         )
 
 

@@ -173,8 +173,8 @@ class TrainConfig:
         # With init_from or retrofit the chunk length may be the other model's, and is checked when the data is opened.
         _require(
             self._model_is_elsewhere or self.sequence_length % self.model.chunk_length == 0,
-            f"sequence_length: expected a multiple of model.chunk_length {self.model.chunk_length}, found "
-            f"{self.sequence_length}",
+            f"sequence_length: expected a multiple of {'model' if self.retrofit is None else 'retrofit'}.chunk_length "
+            f"{self.model.chunk_length}, found {self.sequence_length}",
         )
 
     def _at_least(self, minimum: int, *names: str) -> None:

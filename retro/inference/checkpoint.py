@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, checkpoint_step, latest_checkpoint
+from retro.artifacts.checkpoint_folders import CHECKPOINTS, checkpoint_step, is_saved_model, latest_checkpoint
 from retro.artifacts.fingerprint import sha256_file
 from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
 from retro.config.errors import (
@@ -26,10 +26,11 @@ _WEIGHTS, _CONFIG, _RUN_CONFIG, _RELEASE = "model.safetensors", "config.json", "
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint.
+    """A finished checkpoint, or an exported whole model.
 
     folder: of the checkpoint; run: the run folder it lies in, None if it lies alone; step; fingerprint: SHA-256 of the
-    weights, as recorded; stored: content of config.json; settings: content of the run's config.yaml ({} if alone).
+    weights, as recorded if they are; stored: content of config.json; settings: content of the run's config.yaml
+    ({} if alone).
     """
 
     folder: Path
@@ -90,7 +91,8 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open `path`: a run folder (its newest finished checkpoint) or one checkpoint's folder.
+    """Open `path`: a run folder (its newest finished checkpoint), one checkpoint's folder, or an exported whole model
+    (`retro export format=retro`), which has no manifest to be compared with.
 
     Raises ArtifactMissingError, ArtifactUnfinishedError or ArtifactCorruptError.
     """
@@ -110,16 +112,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: neither a run folder with {CHECKPOINTS}/ nor a checkpoint with {_WEIGHTS}; correct the path"
         )
     run = _run_of(folder)
-    manifest = open_manifest(folder)
-    weights = next((entry for entry in manifest.all_files() if entry["name"] == _WEIGHTS), None)
-    if weights is None:
-        raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: does not record {_WEIGHTS}; use another checkpoint")
+    if is_saved_model(folder):
+        fingerprint = sha256_file(folder / _WEIGHTS)
+    else:
+        recorded = {entry["name"]: str(entry["sha256"]) for entry in open_manifest(folder).all_files()}
+        if _WEIGHTS not in recorded:
+            raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: does not record {_WEIGHTS}; use another checkpoint")
+        fingerprint = recorded[_WEIGHTS]
+    stored = _read_json(folder / _CONFIG)
+    if "model_type" in stored:
+        raise ArtifactMismatchError(
+            f"{folder}: expected a model of this project, found a Hugging Face folder; train on from it with "
+            "retrofit.base (docs/pretrained.md)"
+        )
     return Checkpoint(
         folder=folder,
         run=run,
         step=checkpoint_step(folder.name) or 0,
-        fingerprint=str(weights["sha256"])[:16],
-        stored=_read_json(folder / _CONFIG),
+        fingerprint=fingerprint[:16],
+        stored=stored,
         settings=_read_yaml(run / _RUN_CONFIG) if run else {},
     )
 

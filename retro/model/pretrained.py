@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, latest_checkpoint
+from retro.artifacts.checkpoint_folders import CHECKPOINTS, is_saved_model, latest_checkpoint
 from retro.artifacts.fingerprint import sha256_file
-from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
+from retro.artifacts.manifest import open_manifest
 from retro.artifacts.new_folder import new_folder
 from retro.config.errors import ArtifactCorruptError, ArtifactMissingError
 from retro.config.model import ModelConfig
@@ -32,9 +32,6 @@ from retro.model.weights import (
     read_model_config,
     save_model,
 )
-
-#: What a checkpoint holds and a saved model does not.
-_OPTIMIZER_NAME = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class Pretrained:
             check_weights(self.folder / WEIGHTS_NAME, self.config)
 
     def _check_files(self) -> None:
-        is_checkpoint = (self.folder / _OPTIMIZER_NAME).exists() or (self.folder / MANIFEST_NAME).exists()
-        if self.is_huggingface or not is_checkpoint:
+        if self.is_huggingface or is_saved_model(self.folder):
             return
         recorded = {entry["name"]: entry["sha256"] for entry in open_manifest(self.folder, "checkpoint").all_files()}
         for name in (WEIGHTS_NAME, CONFIG_NAME):
@@ -80,17 +76,27 @@ class Pretrained:
         return sha256_file(self.folder / WEIGHTS_NAME)[:16]
 
     def fill(self, model: RetroModel) -> None:
-        """Load all weights into a model of the same configuration."""
-        self._filler(load_weights)(model)
+        """Load all weights into a model of the same configuration.
+
+        Raises ArtifactError subclasses; ArtifactCorruptError for a weight that is not finite too."""
+        self._fill(load_weights, model)
 
     def fill_backbone(self, model: RetroModel) -> None:
-        """Load the decoder's weights into a model of the same decoder; its retrieval parameters stay."""
-        self._filler(load_backbone_weights)(model)
+        """Load the decoder's weights into a model of the same decoder; its retrieval parameters stay. Errors as in
+        `fill`."""
+        self._fill(load_backbone_weights, model)
 
-    def _filler(self, load: Callable[[Path, RetroModel], None]) -> Callable[[RetroModel], None]:
+    def _fill(self, load: Callable[[Path, RetroModel], None], model: RetroModel) -> None:
         if self.is_huggingface:
-            return lambda model: fill_backbone(model, self.folder)
-        return lambda model: load(self.folder / WEIGHTS_NAME, model)
+            fill_backbone(model, self.folder)
+        else:
+            load(self.folder / WEIGHTS_NAME, model)
+        for name, parameter in model.named_parameters():
+            # The sum of finite numbers is finite in float64: one pass, and no tensor of truth values.
+            if not parameter.detach().sum(dtype=torch.float64).isfinite():
+                raise ArtifactCorruptError(
+                    f"{self.folder}: {name} holds numbers that are not finite; use another model"
+                )
 
 
 def open_pretrained(path: str | Path, name: str = "model") -> Pretrained:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retro.artifacts.atomic import fsync_directory, fsync_file, write_json_atomic
+from retro.artifacts.checkpoint_folders import OPTIMIZER_NAME
 from retro.artifacts.checkpoint_folders import latest_checkpoint as latest_checkpoint
 from retro.artifacts.checkpoint_folders import list_checkpoints as list_checkpoints
 from retro.artifacts.fingerprint import fingerprint
@@ -41,7 +42,7 @@ from retro.train.state import TrainState
 
 CHECKPOINT_KIND = "checkpoint"
 STAGE, STAGE_VERSION = "train", 1
-OPTIMIZER_NAME, RNG_NAME, STATE_NAME = "optimizer.safetensors", "rng.safetensors", "state.json"
+RNG_NAME, STATE_NAME = "rng.safetensors", "state.json"
 _REMEDY = "move that checkpoint away to resume from the one before it, or restore the file"
 
 
@@ -149,9 +150,12 @@ def check_identity(path: Path, identity: Identity) -> int:
 
 
 def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that the version which wrote the checkpoint did not have yet get their defaults."""
+    """Fields that the version which wrote the checkpoint did not have yet get their defaults; the weights that the run
+    began with are called what people know them as."""
     config = complete_result_fields(identity.get("config", {}))
-    return json.loads(json.dumps({**identity, "config": config}))
+    rest = {name: value for name, value in identity.items() if name not in ("config", "init_from")}
+    began = {"weights of init_from or retrofit.base": identity.get("init_from")}
+    return json.loads(json.dumps({"config": config, **rest, **began}))
 
 
 def load_checkpoint(path: Path, *, model: RetroModel, optimizer: torch.optim.Optimizer, identity: Identity) -> Resumed:

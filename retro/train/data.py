@@ -136,11 +136,17 @@ def _open_questions(config: TrainConfig, release: Release, tokenizer: Tokenizer,
 
 
 def _check_chunk_length(where: str, found: int, config: TrainConfig) -> None:
-    if found != config.model.chunk_length:
-        raise ArtifactMismatchError(
-            f"{where}: expected chunks of model.chunk_length {config.model.chunk_length} tokens, found {found}; "
-            f"set model.chunk_length={found}, or prepare the corpus again"
-        )
+    if found == config.model.chunk_length:
+        return
+    remedy = f"prepare the corpus again with chunks of {config.model.chunk_length}"
+    if config.retrofit is not None:
+        remedy = f"set retrofit.chunk_length={found}, or {remedy}"
+    elif config.init_from is None:
+        remedy = f"set model.chunk_length={found}, or {remedy}"
+    raise ArtifactMismatchError(
+        f"{where}: expected chunks of {config.model.chunk_length} tokens, the model's chunk_length, found {found}; "
+        f"{remedy}"
+    )
 
 
 def _check_tokenizer(where: str, found: str, tokenizer: Tokenizer) -> None:

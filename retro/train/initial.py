@@ -92,7 +92,10 @@ def _check_own_tokenizer(field: str, folder: Path, tokenizer: Tokenizer) -> None
     try:
         stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["tokenizer"]["fingerprint"]
     except (KeyError, TypeError):
-        raise ArtifactCorruptError(f"{folder / CONFIG_NAME}: names no tokenizer; use another checkpoint") from None
+        raise ArtifactCorruptError(
+            f"{folder / CONFIG_NAME}: names no tokenizer, so nobody knows whether its ids are the release's; use a "
+            "run, a checkpoint, or what `retro export format=retro` makes of one"
+        ) from None
     if stored != tokenizer.fingerprint:
         raise ArtifactMismatchError(
             f"{field}: {folder}: expected the release's tokenizer {tokenizer.fingerprint}, found {stored}; use the "

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 
+from retro.cli.main import main
 from retro.config.errors import (
     ArtifactCorruptError,
     ArtifactMismatchError,
@@ -81,3 +83,21 @@ def test_another_tokenizer_is_refused(run):
     path.write_text(json.dumps(stored, indent=1, sort_keys=True).replace(stored["tokenizer"], other) + "\n")
     with pytest.raises(ArtifactMismatchError, match="expected the tokenizer 0000"):
         open_language_model(run)
+
+
+def test_an_exported_model(run, workspace, tmp_path):
+    assert main(["export", f"checkpoint={run}", f"output={tmp_path / 'whole'}", "format=retro"]) == 0
+    opened, own = open_checkpoint(tmp_path / "whole"), open_checkpoint(run)
+    assert opened.run is None and opened.fingerprint == own.fingerprint
+    assert opened.stored == own.stored
+    weights = own.load_model().state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in opened.load_model().state_dict().items())
+
+
+def test_a_hugging_face_folder_is_told(run, tmp_path):
+    alone = tmp_path / "theirs"
+    alone.mkdir()
+    shutil.copy(run / "checkpoints" / "step_000005" / "model.safetensors", alone)
+    (alone / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ArtifactMismatchError, match=r"found a Hugging Face folder; .*retrofit\.base"):
+        open_checkpoint(alone)

@@ -142,7 +142,10 @@ def test_an_unreadable_manifest_is_refused(tmp_path: Path):
         ),
         (Identity(SETTINGS, "release-2", "tokenizer-1"), 'release: checkpoint "release-1", now "release-2"'),
         (Identity(SETTINGS, "release-1", "tokenizer-2"), 'tokenizer: checkpoint "tokenizer-1", now "tokenizer-2"'),
-        (Identity(SETTINGS, "release-1", "tokenizer-1", "w"), 'init_from: checkpoint null, now "w"'),
+        (
+            Identity(SETTINGS, "release-1", "tokenizer-1", "w"),
+            'weights of init_from or retrofit.base: checkpoint null, now "w"',
+        ),
     ],
     ids=["field", "nested field", "release", "tokenizer", "initial weights"],
 )

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from retro.artifacts.release import open_release
 from retro.cli.main import main
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.data.tokenizer import open_tokenizer
-from retro.model.pretrained import load_pretrained
+from retro.model.pretrained import load_pretrained, save_pretrained
 from retro.train.run import train
+from tests.model.huggingface.tiny_models import VOCABULARY, save
 from tests.train import releases
 
 
@@ -133,3 +135,49 @@ def test_refusals_are_one_line(name, options, code, message, runs, tmp_path: Pat
     assert len(captured.err.splitlines()) == 1
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_tokenizer_is_not_written_along(release: Path, tmp_path: Path, capsys):
+    save("gpt2", tmp_path / "theirs")
+    assert export(f"checkpoint={tmp_path / 'theirs'}", f"output={tmp_path / 'out'}", f"release={release}") == 3
+    assert "tokenizer.model: not found" in capsys.readouterr().err
+    model = load_pretrained(tmp_path / "theirs")
+    save_pretrained(model, tmp_path / "own")
+    assert export(f"checkpoint={tmp_path / 'own'}", f"output={tmp_path / 'out'}", f"release={release}") == 3
+    assert f"at most the model's {VOCABULARY} tokens, found {releases.VOCABULARY}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dtype_that_cannot_hold_the_weights(tmp_path: Path, capsys):
+    save("llama", tmp_path / "theirs")
+    model = load_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        model.norm.weight[3] = 1e5
+    save_pretrained(model, tmp_path / "own")
+    arguments = f"checkpoint={tmp_path / 'own'}", f"output={tmp_path / 'out'}"
+    assert export(*arguments, "dtype=float16") == 2
+    assert "float16 cannot hold the numbers of norm.weight (up to 1e+05)" in capsys.readouterr().err
+    assert export(*arguments, "dtype=bfloat16") == 0
+
+
+def test_weights_that_are_no_numbers(runs, tmp_path: Path):
+    model = load_pretrained(runs["gpt"])
+    with torch.no_grad():
+        model.layers[1].feed_forward.up.weight[0, 0] = float("nan")
+    save_pretrained(model, tmp_path / "own")
+    with pytest.raises(
+        ArtifactCorruptError, match=r"layers\.1\.feed_forward\.up\.weight holds numbers that are not fin"
+    ):
+        load_pretrained(tmp_path / "own")
+
+
+@pytest.mark.parametrize(("section", "remedy"), [("model", "model"), ("retrofit", "retrofit")])
+def test_chunks_of_another_length_are_told_with_the_field_to_set(section, remedy, runs, release: Path, tmp_path: Path):
+    values = releases.settings(release, tmp_path)
+    if section == "retrofit":
+        del values["model"]
+        values["retrofit"] = {"base": str(runs["gpt"]), "cross_attention_layers": [1], "chunk_length": 16}
+    else:
+        values["model"]["chunk_length"] = 16
+    with pytest.raises(ArtifactMismatchError, match=f"set {remedy}.chunk_length=8, or prepare"):
+        train(from_dict(TrainConfig, values))

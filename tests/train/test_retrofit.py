@@ -135,7 +135,7 @@ def test_another_base_is_another_run(release: Path, gpt: Path, tmp_path: Path):
     shutil.copytree(gpt, moved)
     run(release, tmp_path, moved)  # the same content: finished, nothing to do
     other = train(releases.config(release, tmp_path, retro=False, name="other", seed=1)).folder
-    with pytest.raises(ArtifactMismatchError, match="init_from: checkpoint"):
+    with pytest.raises(ArtifactMismatchError, match=r"weights of init_from or retrofit\.base: checkpoint"):
         run(release, tmp_path, other)
 
 

@@ -67,7 +67,7 @@ def save_huggingface(
     states its own); files: more files by name, such as the tokenizer's; shard_bytes: largest weight file. Biases that
     the architecture has and the model has not are written as zeros. Returns the architecture.
 
-    Raises ConfigError where no architecture expresses the model, or `folder` exists.
+    Raises ConfigError where no architecture expresses the model, `dtype` cannot hold a weight, or `folder` exists.
     """
     config = model.config
     architecture = choose_architecture(config)
@@ -102,7 +102,13 @@ def _tensors(model: RetroModel, architecture: Architecture, dtype: torch.dtype) 
         prefixed.append(("", same("head.weight", architecture.head_names[0])))
     for prefix, entry in prefixed:
         for name, part in zip(entry.theirs, entry.split(_own(state, entry)), strict=True):
-            yield prefix + name, part.detach().to(dtype).contiguous().cpu()
+            converted = part.detach().to(dtype)
+            if dtype != part.dtype and not torch.equal(converted.isfinite(), part.isfinite()):
+                raise ConfigError(
+                    f"dtype: {str(dtype).removeprefix('torch.')} cannot hold the numbers of {entry.ours} (up to "
+                    f"{float(part.abs().max()):.3g}); choose another dtype"
+                )
+            yield prefix + name, converted.contiguous().cpu()
 
 
 def _own(state: Mapping[str, Tensor], entry: Entry) -> Tensor:

@@ -108,8 +108,18 @@ def _open_config(folder: Path) -> tuple[Architecture, ModelConfig]:
 def _strip_prefix(files: WeightFiles, architecture: Architecture) -> dict[str, str]:
     """Name without prefix -> name in the files; buffers left out."""
     buffers = re.compile("|".join(architecture.buffers))
-    stripped = {name.removeprefix(architecture.prefix): name for name in sorted(files.names)}
-    return {short: name for short, name in stripped.items() if not buffers.fullmatch(short)}
+    stripped: dict[str, str] = {}
+    for name in sorted(files.names):
+        short = name.removeprefix(architecture.prefix)
+        if buffers.fullmatch(short):
+            continue
+        if short in stripped:
+            raise ArtifactMismatchError(
+                f"{files.folder}: holds both {stripped[short]} and {name}, which name the same weight; get the folder "
+                "again"
+            )
+        stripped[short] = name
+    return stripped
 
 
 def _head(architecture: Architecture, config: ModelConfig, files: WeightFiles, names: dict[str, str]) -> list[Entry]:

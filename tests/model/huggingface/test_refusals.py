@@ -237,3 +237,11 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
         load_huggingface(tmp_path)
     with pytest.raises(ArtifactCorruptError, match="not readable as JSON"):
         load_pretrained(tmp_path)
+
+
+def test_a_weight_under_two_names(tmp_path: Path) -> None:
+    save("llama", tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, tmp_path / "m" / "model.safetensors")
+    refused(tmp_path / "m", "embed_tokens.weight and model.embed_tokens.weight")
