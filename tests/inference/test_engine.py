@@ -62,7 +62,7 @@ def test_tokens_and_probabilities_are_those_of_the_whole_forward_pass(retro, eve
     policy = Every(every) if every else Never()
     updates = collect(retro, EngineRequest(prompt, CHUNK + 5, GREEDY, policy=policy, logprobs=2))
     result = updates[-1].finished
-    wants = (lambda since: since >= every) if every else None
+    wants = (lambda since, _: since >= every) if every else None
     tokens, logprobs, ends = slow_greedy(retro, prompt, CHUNK + 5, wants)
     assert list(result.new_tokens) == tokens
     found = [entry for update in updates for entry in update.logprobs]
@@ -74,11 +74,36 @@ def test_tokens_and_probabilities_are_those_of_the_whole_forward_pass(retro, eve
         assert entry.top[0][1] >= entry.logprob - 1e-9
 
 
+@pytest.mark.parametrize("every", [0, 1, CHUNK])
+def test_prompts_of_every_length_side_by_side(retro, every):
+    """1 to 3 M + 1 tokens, more requests than slots: batches of unequal length throughout."""
+    prompts = [text_tokens(retro, length) for length in range(1, 3 * CHUNK + 2)]
+    policy = Every(every) if every else Never()
+    results = run(retro, *(EngineRequest(p, 3 + i % 3, GREEDY, policy=policy) for i, p in enumerate(prompts)), slots=7)
+    wants = (lambda since, _: since >= every) if every else None
+    for i, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+        tokens, _, ends = slow_greedy(retro, prompt, 3 + i % 3, wants)
+        assert list(result.new_tokens) == tokens, len(prompt)
+        assert [e.stop - 1 for e in result.evidence] == [e for e in ends if e < len(prompt) + len(tokens) - 1]
+
+
+def test_retrieval_after_improbable_tokens(retro):
+    """Where and with what the adaptive policy retrieves is what the reference's own probabilities say."""
+    prompt, count = text_tokens(retro, 11), SEQUENCE + CHUNK
+    _, logprobs, _ = slow_greedy(retro, prompt, count, None)
+    threshold = float(np.exp(np.median(logprobs)))
+    result = run(retro, EngineRequest(prompt, count, GREEDY, policy=Unsure(threshold)))[0]
+    tokens, _, ends = slow_greedy(retro, prompt, count, lambda _, probability: probability < threshold)
+    assert list(result.new_tokens) == tokens
+    assert [e.stop - 1 for e in result.evidence] == [e for e in ends if e < len(prompt) + count - 1]
+    assert count // 8 < len(ends) < count
+
+
 @pytest.mark.parametrize("every", [3, CHUNK])
 def test_long_texts_move_the_window(retro, every):
     prompt = text_tokens(retro, 7)
     result = run(retro, EngineRequest(prompt, SEQUENCE + 2 * CHUNK, GREEDY, policy=Every(every)))[0]
-    tokens, _, ends = slow_greedy(retro, prompt, SEQUENCE + 2 * CHUNK, lambda since: since >= every)
+    tokens, _, ends = slow_greedy(retro, prompt, SEQUENCE + 2 * CHUNK, lambda since, _: since >= every)
     assert list(result.new_tokens) == tokens
     assert [e.stop - 1 for e in result.evidence] == [e for e in ends if e < len(prompt) + len(tokens) - 1]
 
@@ -90,7 +115,9 @@ def test_windows_of_little_more_than_a_chunk_keep_what_serves(workspace, retro, 
     prompt = text_tokens(retro, 7)
     for policy, every in ((Every(), CHUNK), (Every(5), 5)):
         result = run(narrow, EngineRequest(prompt, 4 * CHUNK, GREEDY, policy=policy))[0]
-        assert list(result.new_tokens) == slow_greedy(narrow, prompt, 4 * CHUNK, lambda s, every=every: s >= every)[0]
+        assert (
+            list(result.new_tokens) == slow_greedy(narrow, prompt, 4 * CHUNK, lambda s, _, every=every: s >= every)[0]
+        )
     sequence = DecodedSequence(1, EngineRequest(prompt, 1), None, None, window, CHUNK)
     sequence.tokens += [5] * 3 * window
     sequence.drop()
@@ -100,7 +127,7 @@ def test_windows_of_little_more_than_a_chunk_keep_what_serves(workspace, retro, 
 def test_prompts_longer_than_the_window_keep_their_end(retro):
     prompt = text_tokens(retro, SEQUENCE + 21)
     result = run(retro, EngineRequest(prompt, 5, GREEDY, policy=Every()))[0]
-    assert list(result.new_tokens) == slow_greedy(retro, prompt, 5, lambda since: since >= CHUNK)[0]
+    assert list(result.new_tokens) == slow_greedy(retro, prompt, 5, lambda since, _: since >= CHUNK)[0]
     assert result.evidence[0].start >= 21 + 1 and result.evidence[-1].stop == len(prompt)
 
 

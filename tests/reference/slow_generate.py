@@ -7,6 +7,7 @@ end there. When the window is full, the newest three quarters of it are kept, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 
 
 def slow_greedy(
-    lm: Any, prompt: Sequence[int], count: int, wants: Callable[[int], bool] | None
+    lm: Any, prompt: Sequence[int], count: int, wants: Callable[[int, float], bool] | None
 ) -> tuple[list[int], list[float], list[int]]:
     """(new tokens, their log-probabilities, positions of the last tokens of the retrieving chunks).
 
-    lm: a RetroLM; wants: whether to retrieve after so many tokens since the last retrieval; None = never. The end of
-    the text does not stop it.
+    lm: a RetroLM; wants: whether to retrieve, asked with the number of tokens since the last retrieval and the
+    probability of the last token; None = never. The end of the text does not stop it.
     """
     chunk, window = lm.model.config.chunk_length, lm.window_length
     tokens, dropped = list(prompt), max(0, len(prompt) - (window - 1))
@@ -52,6 +53,6 @@ def slow_greedy(
         allowed[lm.banned] = -torch.inf
         tokens.append(int(allowed.argmax()))
         logprobs.append(float(torch.log_softmax(logits.double(), 0)[tokens[-1]]))
-        if wants is not None and wants(len(tokens) - 1 - found[-1][0]):
+        if wants is not None and wants(len(tokens) - 1 - found[-1][0], math.exp(logprobs[-1])):
             retrieve(len(tokens) - 1)
     return tokens[len(prompt) :], logprobs, [end for end, _ in found]
