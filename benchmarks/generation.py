@@ -10,7 +10,9 @@ tokens in turn, so that noise of the machine hits all alike:
   recomputed   the whole prefix through the model for each token (last position only through the vocabulary projection),
                RETRO with the neighbors of all its chunks, as generation without a cache has to;
   engine       retro.inference.engine with live retrieval (BM25 over chunks of the installed packages' documentation)
-               every 1, 8 and 64 tokens and with none, 1 and 8 sequences side by side: tokens per second of all.
+               every 1, 8 and 64 tokens and with none, 1 and 8 sequences side by side: tokens per second of all; greedy,
+               and without retrieval also drawn at temperature 0.7 with top_p 0.95. (Random weights make nearly equal
+               probabilities, the longest list to cut.)
 
 Reported: medians and, within rounds, ratios with quartiles. --record writes benchmarks/records/generation.json.
 """
@@ -153,7 +155,9 @@ def measure_engine(model: RetroModel, root: Path, megabytes: float, rounds: int,
     # Prompts of the database itself, so that something is found.
     rows = [store.gather_neighbors(torch.tensor([i]).numpy(), 0, CHUNK)[0][0].tolist() for i in range(0, 800, 100)]
 
-    def turn(every: int, batch: int) -> Callable[[], float]:
+    drawn = SamplingConfig(temperature=0.7, top_p=0.95)
+
+    def turn(every: int, batch: int, sampling: SamplingConfig | None = None) -> Callable[[], float]:
         def timed() -> float:
             engine = Engine(
                 model,
@@ -166,7 +170,8 @@ def measure_engine(model: RetroModel, root: Path, megabytes: float, rounds: int,
             )
             policy = Every(every) if every else Never()
             requests = [
-                EngineRequest(tuple(rows[i]), new_tokens, SamplingConfig(), policy=policy) for i in range(batch)
+                EngineRequest(tuple(rows[i]), new_tokens, sampling or SamplingConfig(), policy=policy)
+                for i in range(batch)
             ]
             begin = time.perf_counter()
             done = engine.run(requests)
@@ -176,6 +181,7 @@ def measure_engine(model: RetroModel, root: Path, megabytes: float, rounds: int,
         return timed
 
     turns = {f"every-{every}-batch-{batch}": turn(every, batch) for every in (0, 1, 8, 64) for batch in (1, 8)}
+    turns |= {f"sampled-0-batch-{batch}": turn(0, batch, drawn) for batch in (1, 8)}
     seconds, quiet = interleave(turns, rounds)
     out: dict[str, Any] = {
         "rounds": rounds,
