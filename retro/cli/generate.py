@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     policy = parse_policy(config.retrieve)
     prompts = [_read_prompt(config)] if config.prompts_file is None else read_prompts(config.prompts_file)
-    if config.output is not None:
-        check_output(Path(config.output))
+    from retro.cli.generate_many import check_output, generate_many
     from retro.inference.opening import open_language_model
 
+    if config.output is not None:
+        check_output(Path(config.output))
     lm, _ = open_language_model(
         config.checkpoint,
         release=config.release,
@@ -58,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=policy,
     )
     parse_policy(config.retrieve, lm.model.config.chunk_length)
+    if not lm.is_retro and ":" in config.retrieve:
+        raise ConfigError(
+            f"retrieve: this model is a GPT, it retrieves nothing; expected on or off, found {config.retrieve!r}"
+        )
     if config.num_neighbors is not None and lm.retriever is None:
         raise ConfigError("num_neighbors: nothing is retrieved (a model without retrieval, or retrieve=off); remove it")
     if config.output is None:
         _generate(lm, prompts[0], config)
     else:
-        _generate_many(lm, prompts, config)
+        generate_many(lm, prompts, config)
     return 0
 
 
@@ -102,14 +103,6 @@ def read_prompts(path: str) -> list[str]:
     if not prompts:
         raise ConfigError(f"prompts_file: {path}: expected at least one prompt, found none")
     return prompts
-
-
-def check_output(path: Path) -> None:
-    """Raise ConfigError unless a new file can be made at `path`, before hours of work are to be written there."""
-    if path.exists():
-        raise ConfigError(f"output: {path} is there already; expected the name of a new file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"output: expected a file in a folder that can be written to, found {path}; make the folder")
 
 
 def _checked_text(text: str, where: str) -> str:
@@ -151,62 +144,6 @@ def _generate(lm: RetroLM, prompt: str, config: GenerateConfig) -> None:
         print_evidence(lm, chunk, served, result)
     if not result.evidence:
         print("[no retrieval]")
-
-
-def _generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -> None:
-    """Continue all prompts, then write one line for each, in their order."""
-    from retro.artifacts.atomic import write_text_atomic
-    from retro.inference.provenance import describe_result
-    from retro.inference.requests import EngineRequest
-
-    assert config.output is not None
-    requests = [
-        EngineRequest(
-            lm.prompt_tokens(prompt),
-            config.max_new_tokens,
-            dataclasses.replace(config.sampling, seed=config.seed + i),
-            until=config.stop,
-            policy=lm.policy,
-        )
-        for i, prompt in enumerate(prompts)
-    ]
-    engine = lm.build_engine(min(config.batch, len(requests)))
-    tickets = {engine.submit(request): i for i, request in enumerate(requests)}
-    rows: list[str] = [""] * len(requests)
-    progress = Progress(len(requests))
-    while engine.active or engine.waiting:
-        updates = engine.step()
-        for update in updates:
-            if update.finished is not None:
-                place = tickets[update.ticket]
-                row = {"prompt": prompts[place], **describe_result(lm, update.finished)}
-                rows[place] = json.dumps(row, ensure_ascii=False)
-        progress.advance(sum(u.finished is not None for u in updates), sum(len(u.tokens) for u in updates))
-    write_text_atomic(config.output, "".join(row + "\n" for row in rows))
-    print(f"{config.output}: {len(rows)} continuations")
-
-
-class Progress:
-    """A line on stderr now and then: how many are done, at what rate, and how long the rest takes."""
-
-    def __init__(self, total: int, every: float = 10.0) -> None:
-        self._total, self._every = total, every
-        self._done = self._tokens = 0
-        self._begin = self._printed = time.monotonic()
-
-    def advance(self, done: int, tokens: int) -> None:
-        """So many prompts and tokens more."""
-        self._done, self._tokens = self._done + done, self._tokens + tokens
-        now = time.monotonic()
-        if now - self._printed < self._every:
-            return
-        self._printed, seconds = now, now - self._begin
-        left = f"{seconds / self._done * (self._total - self._done):,.0f} s" if self._done else "not known yet"
-        print(
-            f"{self._done}/{self._total} prompts, {self._tokens / seconds:,.0f} tokens/s, left: {left}",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def print_evidence(lm: RetroLM, chunk: ChunkEvidence, served: tuple[int, int], result: Generated) -> None:
