@@ -177,6 +177,7 @@ def test_a_server_that_goes_away_is_named(page):
     prepare(page, "slow", max_tokens=1000)
     page.click("#generate")
     page.wait("document.querySelectorAll('.chunk').length >= 1")
+    page.wait("document.querySelector('.new').textContent.startsWith('al')")
     page.served.live.cut()
     page.wait(IDLE)
     assert text(page, "#error") == "The connection ended before the text did."

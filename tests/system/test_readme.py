@@ -34,6 +34,7 @@ WORK = (
     "data_prep.update.inherit.open_release",  # add: what the base leaves to be said is read with the configuration
     "retro.train.run.train",
     "retro.eval.runner.evaluate",
+    "retro.cli.generate_many.check_output",
     "retro.inference.opening.open_language_model",
     "retro.artifacts.release.open_release",
     "retro.analysis.runs.load_runs",
