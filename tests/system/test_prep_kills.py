@@ -213,11 +213,11 @@ def test_killed_200_times_over_all_stages_and_resumed(bm25, vectors, torture):
     both = [torture(bm25, seed=2), torture(vectors, seed=3)]
     for found in both:
         found.kill_and_resume(100, operations=50, timed=0.1)
-    # Stages that both have are the same code. Those of few operations are met by shorter lives, none by the clock.
+    # Stages that both have are the same code. None by the clock now: a loaded machine would shift where they fall.
     for found in both:
         while missing := all_stages(found) - set(both[0].kills + both[1].kills):
             assert found.rounds < 60, f"no kill met {missing}"
-            found.kill_and_resume(found.kills.total() + 1, operations=25, timed=0.0)
+            found.kill_and_resume(found.kills.total() + 1, operations=50, timed=0.0)
     kills = both[0].kills + both[1].kills
     print(f"\n{kills.total()} kills in {sum(found.rounds for found in both)} rounds: {dict(kills)}")
     assert kills.total() >= 200
