@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from retro.config.checks import require
 from retro.config.errors import ConfigError
 
 SPLIT_NAMES = ("train", "valid", "test", "database_only")
@@ -16,21 +17,16 @@ SPLIT_NAMES = ("train", "valid", "test", "database_only")
 PIECE_BYTES = 16 << 20
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def _check_encodings(names: tuple[str, ...]) -> None:
-    _require(len(names) > 0, "encodings: expected at least one, such as utf-8")
+    require(len(names) > 0, "encodings: expected at least one, such as utf-8")
     for name in names:
         try:
             known = codecs.lookup(name).name
             "".encode(name)  # not one of the codecs from bytes to bytes
         except (LookupError, ValueError):
             raise ConfigError(f"encodings: {name!r} is not known to Python; expected such as utf-8, cp1252") from None
-        _require(name == known, f"encodings: expected the name {known!r}, found {name!r}")
-        _require(names.count(name) == 1, f"encodings: {name!r} is listed twice")
+        require(name == known, f"encodings: expected the name {known!r}, found {name!r}")
+        require(names.count(name) == 1, f"encodings: {name!r} is listed twice")
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class JsonlConfig:
     def __post_init__(self) -> None:
         _check_encodings(self.encodings)
         for name in self.encodings:
-            _require(
+            require(
                 "{}\n".encode(name) == b"{}\n",
                 f"encodings: {name!r} writes ends of lines in another way, so its lines cannot be found; files of "
                 "UTF-16 and UTF-32 are known by their byte order mark, others must be converted",
@@ -126,10 +122,10 @@ class PythonDocsConfig:
 
     def __post_init__(self) -> None:
         depths = self.group_depth.values() if isinstance(self.group_depth, dict) else (self.group_depth,)
-        _require(all(depth >= 1 for depth in depths), f"group_depth: expected 1 or more, found {self.group_depth!r}")
-        _require(self.min_characters >= 1, f"min_characters: expected 1 or more, found {self.min_characters}")
+        require(all(depth >= 1 for depth in depths), f"group_depth: expected 1 or more, found {self.group_depth!r}")
+        require(self.min_characters >= 1, f"min_characters: expected 1 or more, found {self.min_characters}")
         for package in self.packages:
-            _require(
+            require(
                 package.isidentifier(),
                 f"packages: expected top-level import names such as numpy, found {package!r}",
             )
@@ -179,21 +175,21 @@ class SplitConfig:
             if option.name == "by" or option.name in self._READ_BY[self.by]:
                 continue
             default = option.default if option.default is not dataclasses.MISSING else {}
-            _require(
+            require(
                 getattr(self, option.name) == default,
                 f"{option.name} is not read when splitting by {self.by!r}; remove it or set by",
             )
         low, high = self.fractions
-        _require(
+        require(
             low >= 0 and high >= 0 and low + high < 1,
             f"validation_fraction and test_fraction: expected 0 or more and a sum below 1, found {low} and {high}",
         )
         listed = [*self.validation_groups, *self.test_groups, *self.database_only_groups]
         for group in listed:
-            _require(listed.count(group) == 1, f"group {group!r} is listed for two splits; keep one")
-        _require(self.by != "field" or bool(self.field), "field is required when splitting by 'field'")
+            require(listed.count(group) == 1, f"group {group!r} is listed for two splits; keep one")
+        require(self.by != "field" or bool(self.field), "field is required when splitting by 'field'")
         for value, split in self.names.items():
-            _require(
+            require(
                 split in SPLIT_NAMES,
                 f"names.{value}: expected one of {', '.join(SPLIT_NAMES)}, found {split!r}",
             )
@@ -243,41 +239,41 @@ class IngestConfig:
     def __post_init__(self) -> None:
         for name in READERS:
             section = getattr(self, name)
-            _require(
+            require(
                 name == self.reader or section == type(section)(),
                 f"section {name} is filled in, but reader is {self.reader!r}; set reader={name} or remove the section",
             )
-        _require(
+        require(
             0 <= self.max_reject_fraction <= 1,
             f"max_reject_fraction: expected 0 to 1, found {self.max_reject_fraction}",
         )
-        _require(self.max_record_bytes >= 1, f"max_record_bytes: expected 1 or more, found {self.max_record_bytes}")
-        _require(self.piece_bytes >= 1, f"piece_bytes: expected 1 or more, found {self.piece_bytes}")
-        _require(
+        require(self.max_record_bytes >= 1, f"max_record_bytes: expected 1 or more, found {self.max_record_bytes}")
+        require(self.piece_bytes >= 1, f"piece_bytes: expected 1 or more, found {self.piece_bytes}")
+        require(
             self.reader != "huggingface" or self.piece_bytes == PIECE_BYTES,
             "piece_bytes is not read by reader 'huggingface', whose data sets have shards of their own; remove it",
         )
         section = self.source
         if isinstance(section, PythonDocsConfig):
-            _require(
+            require(
                 bool(section.packages) or section.standard_library,
                 "python_docs: nothing to read; name packages or set standard_library: true",
             )
         elif isinstance(section, HuggingFaceConfig):
-            _require(section.path != "", "huggingface.path is required: a local folder or a name on the hub")
+            require(section.path != "", "huggingface.path is required: a local folder or a name on the hub")
         else:
-            _require(section.folder != "", f"{self.reader}.folder is required: the folder that holds the files")
-            _require(len(section.files) > 0, f"{self.reader}.files: expected at least one pattern")
+            require(section.folder != "", f"{self.reader}.folder is required: the folder that holds the files")
+            require(len(section.files) > 0, f"{self.reader}.files: expected at least one pattern")
         if self.split.by == "group" and not isinstance(section, (PythonDocsConfig, TextFolderConfig)):
-            _require(
+            require(
                 section.group_field is not None,
                 f"split.by=group needs {self.reader}.group_field: the field that holds a record's group",
             )
-        _require(
+        require(
             self.split.by != "field" or self.reader in ("jsonl", "parquet", "huggingface"),
             f"split.by=field: the records of reader {self.reader!r} have no fields; split by group, document or file",
         )
-        _require(
+        require(
             self.split.by != "file" or self.reader in ("jsonl", "parquet", "text_folder"),
             f"split.by=file: reader {self.reader!r} has no files to match; split by group, document or field",
         )
@@ -310,11 +306,11 @@ class DeduplicateConfig:
     bucket_candidates: int = 64
 
     def __post_init__(self) -> None:
-        _require(0 < self.threshold <= 1, f"threshold: expected above 0 and at most 1, found {self.threshold}")
-        _require(self.shingle_words >= 1, f"shingle_words: expected 1 or more, found {self.shingle_words}")
-        _require(
+        require(0 < self.threshold <= 1, f"threshold: expected above 0 and at most 1, found {self.threshold}")
+        require(self.shingle_words >= 1, f"shingle_words: expected 1 or more, found {self.shingle_words}")
+        require(
             16 <= self.permutations <= 4096,
             f"permutations: expected 16 to 4096, found {self.permutations}",
         )
-        _require(0 <= self.seed < 2**32, f"seed: expected 0 to 2^32 - 1, found {self.seed}")
-        _require(self.bucket_candidates >= 1, f"bucket_candidates: expected 1 or more, found {self.bucket_candidates}")
+        require(0 <= self.seed < 2**32, f"seed: expected 0 to 2^32 - 1, found {self.seed}")
+        require(self.bucket_candidates >= 1, f"bucket_candidates: expected 1 or more, found {self.bucket_candidates}")

@@ -10,13 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retro.config.errors import ConfigError
+from retro.config.checks import require
 from retro.config.sections import check_unused_sections
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -37,16 +32,16 @@ class LexicalConfig:
     fit_chunks: int = 1 << 20
 
     def __post_init__(self) -> None:
-        _require(self.dimension >= 8, f"dimension: expected 8 or more, found {self.dimension}")
-        _require(1 <= self.max_ngram <= 5, f"max_ngram: expected 1 to 5, found {self.max_ngram}")
-        _require(self.buckets >= 1024, f"buckets: expected 1024 or more, found {self.buckets}")
-        _require(
+        require(self.dimension >= 8, f"dimension: expected 8 or more, found {self.dimension}")
+        require(1 <= self.max_ngram <= 5, f"max_ngram: expected 1 to 5, found {self.max_ngram}")
+        require(self.buckets >= 1024, f"buckets: expected 1024 or more, found {self.buckets}")
+        require(
             1 <= self.signs <= self.dimension,
             f"signs: expected 1 to the dimension {self.dimension}, found {self.signs}",
         )
-        _require(self.seed >= 0, f"seed: expected 0 or more, found {self.seed}")
+        require(self.seed >= 0, f"seed: expected 0 or more, found {self.seed}")
         # Counts of a shard are stored in 32 bits, and n * chunks must fit 63.
-        _require(1 <= self.fit_chunks <= 1 << 28, f"fit_chunks: expected 1 to 2^28, found {self.fit_chunks}")
+        require(1 <= self.fit_chunks <= 1 << 28, f"fit_chunks: expected 1 to 2^28, found {self.fit_chunks}")
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,12 @@ class TransformerConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 3, f"max_length: expected 3 or more, found {self.max_length}")
-        _require(
+        require(self.max_length >= 3, f"max_length: expected 3 or more, found {self.max_length}")
+        require(
             self.batch_tokens == 0 or self.batch_tokens >= self.max_length,
             f"batch_tokens: expected 0 or at least max_length {self.max_length}, found {self.batch_tokens}",
         )
-        _require(
+        require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}",
         )
@@ -102,11 +97,11 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         check_unused_sections(self, "kind", ("lexical", "transformer"))
-        _require(
+        require(
             self.kind != "transformer" or self.transformer.model != "",
             "transformer.model is required: a local folder or a name on the Hugging Face hub",
         )
-        _require(
+        require(
             self.shard_chunks is None or self.shard_chunks >= 1,
             f"shard_chunks: expected 1 or more, or null, found {self.shard_chunks}",
         )

@@ -9,16 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retro.config.errors import ConfigError
+from retro.config.checks import require
 from retro.config.sections import check_unused_sections
 
 # Vectors are encoded by blocks of so many rows, whatever the shards: the same calls, so the same bits.
 ENCODE_BLOCK = 8192
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -40,15 +35,15 @@ class Bm25Config:
     shard_chunks: int = 262144
 
     def __post_init__(self) -> None:
-        _require(1 <= self.max_ngram <= 5, f"max_ngram: expected 1 to 5, found {self.max_ngram}")
-        _require(self.k1 >= 0, f"k1: expected 0 or more, found {self.k1}")
-        _require(0 <= self.b <= 1, f"b: expected 0 to 1, found {self.b}")
-        _require(
+        require(1 <= self.max_ngram <= 5, f"max_ngram: expected 1 to 5, found {self.max_ngram}")
+        require(self.k1 >= 0, f"k1: expected 0 or more, found {self.k1}")
+        require(0 <= self.b <= 1, f"b: expected 0 to 1, found {self.b}")
+        require(
             0 < self.max_document_frequency <= 1,
             f"max_document_frequency: expected above 0 and at most 1, found {self.max_document_frequency}",
         )
         # Postings are counted in 32 bits: 2^20 chunks with 2,000 terms each still fit.
-        _require(1 <= self.shard_chunks <= 1 << 20, f"shard_chunks: expected 1 to 2^20, found {self.shard_chunks}")
+        require(1 <= self.shard_chunks <= 1 << 20, f"shard_chunks: expected 1 to 2^20, found {self.shard_chunks}")
 
 
 @dataclass(frozen=True)
@@ -87,31 +82,31 @@ class VectorIndexConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.factory != "", "factory: expected 'exact', 'auto' or a faiss factory string, found an empty one")
+        require(self.factory != "", "factory: expected 'exact', 'auto' or a faiss factory string, found an empty one")
         for name in ("recall_queries", "recall_at"):
-            _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
         for name in ("train_sample", "probes", "ef_search", "k_factor"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")
+            require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")
         for name in ("probes", "ef_search", "k_factor", "train_sample"):
-            _require(
+            require(
                 getattr(self, name) is None or self.factory != "exact",
                 f"{name} is not read by factory: exact; remove it or choose a faiss factory string",
             )
-        _require(
+        require(
             self.memory_budget_gb is None or self.factory == "auto",
             f"memory_budget_gb is read by factory: auto only, found factory: {self.factory}; remove one of them",
         )
-        _require(
+        require(
             self.memory_budget_gb is None or self.memory_budget_gb > 0,
             f"memory_budget_gb: expected above 0, found {self.memory_budget_gb}",
         )
-        _require(0 < self.recall_target <= 1, f"recall_target: expected above 0, at most 1, found {self.recall_target}")
-        _require(
+        require(0 < self.recall_target <= 1, f"recall_target: expected above 0, at most 1, found {self.recall_target}")
+        require(
             self.shard_vectors >= ENCODE_BLOCK and self.shard_vectors % ENCODE_BLOCK == 0,
             f"shard_vectors: expected a multiple of {ENCODE_BLOCK}, found {self.shard_vectors}",
         )
-        _require(self.device in ("auto", "cpu", "cuda"), f"device: expected auto, cpu or cuda, found {self.device!r}")
+        require(self.device in ("auto", "cpu", "cuda"), f"device: expected auto, cpu or cuda, found {self.device!r}")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from retro.config.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+from retro.config.checks import require
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,12 @@ class NeighborsConfig:
 
     def __post_init__(self) -> None:
         for name in ("keep", "shard_chunks"):
-            _require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) >= 1, f"{name}: expected 1 or more, found {getattr(self, name)}")
+        require(
             self.candidates >= self.keep,
             f"candidates: expected at least keep = {self.keep}, found {self.candidates}",
         )
-        _require(
+        require(
             self.max_overlap_tokens is None or self.max_overlap_tokens >= 0,
             f"max_overlap_tokens: expected 0 or more, or null, found {self.max_overlap_tokens}",
         )

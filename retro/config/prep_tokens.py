@@ -5,23 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retro.config.errors import ConfigError
+from retro.config.checks import require
 from retro.config.prep import SPLIT_NAMES
 
 # 256 bytes, padding, begin, end, unknown, newline and tab; the characters of the text come on top.
 SMALLEST_VOCABULARY = 262
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def _check_splits(splits: tuple[str, ...]) -> None:
-    _require(len(splits) > 0, f"splits: expected at least one of {', '.join(SPLIT_NAMES)}, found none")
+    require(len(splits) > 0, f"splits: expected at least one of {', '.join(SPLIT_NAMES)}, found none")
     for split in splits:
-        _require(split in SPLIT_NAMES, f"splits: expected some of {', '.join(SPLIT_NAMES)}, found {split!r}")
-        _require(splits.count(split) == 1, f"splits: {split!r} is listed twice")
+        require(split in SPLIT_NAMES, f"splits: expected some of {', '.join(SPLIT_NAMES)}, found {split!r}")
+        require(splits.count(split) == 1, f"splits: {split!r} is listed twice")
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,12 @@ class SentencePieceConfig:
 
     def __post_init__(self) -> None:
         _check_splits(self.splits)
-        _require(
+        require(
             self.vocab_size >= SMALLEST_VOCABULARY,
             f"vocab_size: expected {SMALLEST_VOCABULARY} or more (bytes and special tokens), found {self.vocab_size}",
         )
-        _require(self.max_characters >= 1, f"max_characters: expected 1 or more, found {self.max_characters}")
-        _require(
+        require(self.max_characters >= 1, f"max_characters: expected 1 or more, found {self.max_characters}")
+        require(
             0.98 <= self.character_coverage <= 1,
             f"character_coverage: expected 0.98 to 1, found {self.character_coverage}",
         )
@@ -82,15 +77,15 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         unread = "existing" if self.kind == "train" else "train"
         section = getattr(self, unread)
-        _require(
+        require(
             section == type(section)(),
             f"section {unread} is filled in, but kind is {self.kind!r}; set kind or remove the section",
         )
-        _require(
+        require(
             self.kind == "train" or self.existing.path != "",
             f"existing.path is required for kind {self.kind!r}: the file, folder or hub name of the tokenizer",
         )
-        _require(
+        require(
             self.kind != "sentencepiece" or self.existing.revision is None,
             "existing.revision is read for names on the Hugging Face hub only; remove it",
         )
@@ -124,4 +119,4 @@ class ChunkConfig:
 
 
 def _check_positive(name: str, value: int | None) -> None:
-    _require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")
+    require(value is None or value >= 1, f"{name}: expected 1 or more, found {value}")

@@ -6,18 +6,13 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retro.config.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+from retro.config.checks import require
 
 
 def _between(config: object, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value is None or low <= value <= high, f"{name}: expected {low:g} to {high:g}, found {value}")
+        require(value is None or low <= value <= high, f"{name}: expected {low:g} to {high:g}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -87,24 +82,24 @@ class ServeConfig:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
-        _require(self.checkpoint != "", "checkpoint is required: a run folder or a checkpoint folder")
-        _require(self.host != "", "host: expected an address or a name, e.g. 127.0.0.1, found nothing")
-        _require(self.model_name != "", "model_name: expected a name, found nothing; leave it out for the run's")
+        require(self.checkpoint != "", "checkpoint is required: a run folder or a checkpoint folder")
+        require(self.host != "", "host: expected an address or a name, e.g. 127.0.0.1, found nothing")
+        require(self.model_name != "", "model_name: expected a name, found nothing; leave it out for the run's")
         _between(self, 1, 1 << 20, "num_neighbors", "window_length")
         _between(self, 0, 65535, "port")
         _between(self, 1, 1024, "slots")
         for name in self.allowed_hosts:
-            _require(
+            require(
                 name == "*" or (name != "" and not set(name) & set("/:@*? ")),
                 f"allowed_hosts: expected host names without port, e.g. models.example.org, found {name!r}",
             )
         for origin in self.allowed_origins:
             scheme, separator, rest = origin.partition("://")
-            _require(
+            require(
                 scheme in ("http", "https") and separator != "" and rest != "" and "/" not in rest,
                 f"allowed_origins: expected scheme://host[:port], e.g. https://example.org, found {origin!r}",
             )
-        _require(
+        require(
             self.limits.max_choices <= self.slots + self.limits.max_queued,
             f"limits.max_choices: expected at most slots + limits.max_queued = {self.slots + self.limits.max_queued}, "
             f"found {self.limits.max_choices}: such a request could never be admitted",

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from retro.config.errors import ConfigError
+from retro.config.checks import require, require_at_least
 from retro.config.loader import to_dict
 from retro.config.model import ModelConfig
+from retro.config.parallel import ParallelConfig
+from retro.config.profile import ProfileConfig
 from retro.config.retrofit import RetrofitConfig
 
 #: Fields that a run may be resumed with other values of: place, bookkeeping, and speed (micro_batch, compile and
@@ -26,21 +28,22 @@ FREE_FIELDS = (
     "loader_workers",
     "compile",
     "activation_checkpointing",
+    "parallel",
     "device",
     "peak_tflops",
+    "on_nonfinite",
+    "nonfinite_limit",
     "log_every",
     "validate_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best",
+    "async_checkpoints",
+    "profile",
     "wandb",
     "wandb_project",
     "tensorboard",
 )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,15 @@ class TrainConfig:
     peak_tflops: of one device in this precision, what the logged model FLOPs utilisation is relative to; None = that of
     the GPU's name, or measured at the start.
 
+    optimizer: adamw, or muon = orthogonalised momentum for the layers' matrices (Jordan et al. 2024), AdamW for all else. on_nonfinite: what happens when loss or gradient of a step are not finite numbers, always before the
+    optimizer moves: stop = the run ends with an error; skip = the step counts but changes no weight; rollback = the run
+    goes back to its newest checkpoint and leaves out all sequences up to the end of this step. nonfinite_limit: so many
+    such steps in the whole run are borne, then it stops.
+
+    keep_best: besides the newest checkpoints keep the one of the lowest validation loss, as `checkpoints/best`.
+    async_checkpoints: write checkpoints while training goes on, from a copy of the state in memory. profile: record
+    some steps with torch's profiler (section profile).
+
     In steps: log_every and checkpoint_every (0 = after the last step only), validate_every (0 = never, otherwise also
     after the last step; on the first validate_sequences of the validation split). keep_checkpoints: newest ones kept.
     """
@@ -88,6 +100,7 @@ class TrainConfig:
     global_batch: int = 8
     micro_batch: int | None = None
     steps: int = 1000
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-4
     min_learning_rate: float = 6e-5
     warmup_steps: int = 100
@@ -96,91 +109,94 @@ class TrainConfig:
     beta2: float = 0.95
     adam_eps: float = 1e-8
     gradient_clip: float | None = 1.0
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    nonfinite_limit: int = 10
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     compile: bool = False
     activation_checkpointing: tuple[Literal["decoder", "cross_attention", "encoder"], ...] = ()
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: float | None = None
     validate_every: int = 100
     validate_sequences: int = 32
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    keep_best: bool = True
+    async_checkpoints: bool = True
     log_every: int = 10
     loader_workers: int = 0
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "retro-pretraining"
     tensorboard: bool = False
+    profile: ProfileConfig | None = None
 
     def __post_init__(self) -> None:
         name = self.name
-        _require(
+        require(
             name not in ("", ".", "..") and "/" not in name and "\\" not in name,
             f"name: expected the name of a folder, found {name!r}",
         )
-        _require(self.release != "", "release: expected the path of a release.json, found an empty text")
-        self._at_least(1, "steps", "sequence_length", "num_neighbors", "global_batch", "micro_batch")
-        self._at_least(1, "validate_sequences", "keep_checkpoints")
-        self._at_least(0, "warmup_steps", "validate_every", "checkpoint_every", "log_every", "loader_workers", "seed")
-        self._at_least(0, "weight_decay")
-        _require(self.learning_rate > 0, f"learning_rate: expected above 0, found {self.learning_rate}")
-        _require(
+        require(self.release != "", "release: expected the path of a release.json, found an empty text")
+        require_at_least(self, 1, "steps", "sequence_length", "num_neighbors", "global_batch", "micro_batch")
+        require_at_least(self, 1, "validate_sequences", "keep_checkpoints")
+        require_at_least(
+            self, 0, "warmup_steps", "validate_every", "checkpoint_every", "log_every", "loader_workers", "seed"
+        )
+        require_at_least(self, 0, "weight_decay")
+        require(self.learning_rate > 0, f"learning_rate: expected above 0, found {self.learning_rate}")
+        require(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"min_learning_rate: expected 0 to learning_rate {self.learning_rate}, found {self.min_learning_rate}",
         )
-        _require(
+        require(
             self.warmup_steps <= self.steps,
             f"warmup_steps: expected at most steps {self.steps}, found {self.warmup_steps}",
         )
         for beta in ("beta1", "beta2"):
-            _require(0 <= getattr(self, beta) < 1, f"{beta}: expected 0 to below 1, found {getattr(self, beta)}")
-        _require(self.adam_eps > 0, f"adam_eps: expected above 0, found {self.adam_eps}")
-        _require(
+            require(0 <= getattr(self, beta) < 1, f"{beta}: expected 0 to below 1, found {getattr(self, beta)}")
+        require(self.adam_eps > 0, f"adam_eps: expected above 0, found {self.adam_eps}")
+        require(
             self.gradient_clip is None or self.gradient_clip > 0,
             f"gradient_clip: expected above 0, or null for none, found {self.gradient_clip}",
         )
-        _require(
+        require(
             self.peak_tflops is None or self.peak_tflops > 0,
             f"peak_tflops: expected above 0, or null to look it up or measure it, found {self.peak_tflops}",
         )
-        _require(
+        require(
             self.micro_batch is None or self.global_batch % self.micro_batch == 0,
             f"global_batch: expected a multiple of micro_batch {self.micro_batch}, found {self.global_batch}",
         )
         parts = self.activation_checkpointing
-        _require(len(set(parts)) == len(parts), f"activation_checkpointing: expected each once, found {list(parts)}")
+        require(len(set(parts)) == len(parts), f"activation_checkpointing: expected each once, found {list(parts)}")
         foreign = [part for part in parts if part != "decoder" and self.is_plain_gpt]
-        _require(not foreign, f"activation_checkpointing: a plain GPT has no {', '.join(foreign)}; remove it")
-        _require(
+        require(not foreign, f"activation_checkpointing: a plain GPT has no {', '.join(foreign)}; remove it")
+        require(
             self.init_from is None or self.retrofit is None,
             "retrofit: excludes init_from, both name weights to start from; remove one of them",
         )
-        _require(
+        require(
             not (self.freeze_backbone and self.is_plain_gpt),
             "freeze_backbone: a plain GPT (cross_attention_layers: []) has no other parameters to train; remove it",
         )
         positions = self.model.max_positions
-        _require(
+        require(
             positions is None or self.sequence_length <= positions,
             f"sequence_length: expected at most the model's {positions} learned positions, found "
             f"{self.sequence_length}",
         )
-        _require(
+        require(
             self.dataset == "text" or self.packing == "chunks",
             f"packing: expected 'chunks' with dataset {self.dataset!r}, found {self.packing!r}; each question is a "
             "sequence by itself, so remove packing",
         )
         # With init_from or retrofit the chunk length may be the other model's, and is checked when the data is opened.
-        _require(
+        require(
             self._model_is_elsewhere or self.sequence_length % self.model.chunk_length == 0,
             f"sequence_length: expected a multiple of {'model' if self.retrofit is None else 'retrofit'}.chunk_length "
             f"{self.model.chunk_length}, found {self.sequence_length}",
         )
-
-    def _at_least(self, minimum: int, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            _require(value is None or value >= minimum, f"{name}: expected {minimum} or more, found {value}")
 
     @property
     def _model_is_elsewhere(self) -> bool:
