@@ -72,10 +72,11 @@ class TrainConfig:
     peak_tflops: of one device in this precision, what the logged model FLOPs utilisation is relative to; None = that of
     the GPU's name, or measured at the start.
 
-    optimizer: adamw, or muon = orthogonalised momentum for the layers' matrices (Jordan et al. 2024), AdamW for all else. on_nonfinite: what happens when loss or gradient of a step are not finite numbers, always before the
-    optimizer moves: stop = the run ends with an error; skip = the step counts but changes no weight; rollback = the run
-    goes back to its newest checkpoint and leaves out all sequences up to the end of this step. nonfinite_limit: so many
-    such steps in the whole run are borne, then it stops.
+    optimizer: adamw, or muon = orthogonalised momentum for the layers' matrices (Jordan et al. 2024), AdamW for all
+    else. on_nonfinite: what happens when loss or gradient of a step are not finite numbers, always before the optimizer
+    moves: stop = the run ends with an error; skip = the step counts but changes no weight; rollback = the run goes back
+    to its newest checkpoint and leaves out all sequences up to the end of this step. nonfinite_limit: so many such
+    steps in the whole run are borne, then it stops.
 
     keep_best: besides the newest checkpoints keep the one of the lowest validation loss, as `checkpoints/best`.
     async_checkpoints: write checkpoints while training goes on, from a copy of the state in memory. profile: record
