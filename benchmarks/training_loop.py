@@ -7,9 +7,10 @@ The model is that of benchmarks/step_time.py (width 256, 8 layers, 512 tokens, c
 vocabulary of 300, the text is random, the batch is 4 sequences per process.
 
 Loop: `retro train` itself (retro.train.run.train: data set and loader over memory-mapped files, loss over all
-processes, clipping, checks for finite numbers, schedule, metrics, progress, utilisation; a checkpoint at the end only) against a loop of ten lines over batches that lie ready as tensors: forward, backward, torch's clip_grad_norm_,
-fused AdamW, loss read once per step. Both train the same configuration in one process, one step each in turn, so noise
-of the machine hits both alike. Reported: medians, and the median of the ratios of neighboring steps with its quartiles;
+processes, clipping, checks for finite numbers, schedule, metrics, progress, utilisation; a checkpoint at the end only)
+against a loop of ten lines over batches that lie ready as tensors: forward, backward, torch's clip_grad_norm_, fused
+AdamW, loss read once per step. Both train the same configuration in one process, one step each in turn, so noise of the
+machine hits both alike. Reported: medians, and the median of the ratios of neighboring steps with its quartiles;
 `quiet` counts pairs during which other processes used at most 0.08 cores.
 
 Scaling: runs of one process and of two (DDP, gloo, through `retro launch`), one thread and 4 sequences each, in turn.
