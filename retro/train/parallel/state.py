@@ -53,7 +53,6 @@ def fill_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, ent
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer itself make its state, by a step of rate 0 along a gradient of zeros."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    before = [parameter.detach().clone() for parameter in parameters]
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
@@ -63,8 +62,6 @@ def _create_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    # The step has counted, and x - 0 * y is not x bit for bit where x is -0.
-    for parameter, old in zip(parameters, before, strict=True):
-        parameter.copy_(old)
+    for parameter in parameters:
         for value in optimizer.state[parameter].values():
-            value.zero_()
+            value.zero_()  # the step has counted
