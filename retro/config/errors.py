@@ -5,6 +5,10 @@ Exit codes: 2 usage or configuration; 3 an input artifact is missing, unfinished
 
 from __future__ import annotations
 
+#: EX_TEMPFAIL: training was told to stop (time limit, preemption) and its checkpoint is written; run the same command
+#: again. Launchers put such a job back into the queue.
+EXIT_REQUEUE = 75
+
 
 class RetroError(Exception):
     """Base of every error that is reported as one line without a traceback."""
