@@ -61,7 +61,8 @@ class TrainConfig:
     validation: chunks (each padded to M tokens, documents of a sequence see each other) or documents (end to end
     without padding, and none sees another; docs/concepts.md). global_batch: sequences per step over all processes;
     micro_batch: sequences per process at a time, None = its whole share. Learning rate: linear warm-up over
-    warmup_steps, then cosine to min_learning_rate at `steps`. gradient_clip: largest norm of the whole gradient, None
+    warmup_steps, then cosine to min_learning_rate at decay_steps (counted from the start; None = `steps`), where it
+    stays. gradient_clip: largest norm of the whole gradient, None
     = not clipped. precision bf16 = autocast with float32 weights. seed: of the initial weights, the sample order and
     dropout. device: auto = an accelerator where there is one. compile: torch.compile of the whole model with shapes
     that do not depend on masks; runs without, and says so, where no compiler works. activation_checkpointing: parts
@@ -105,6 +106,7 @@ class TrainConfig:
     learning_rate: float = 6e-4
     min_learning_rate: float = 6e-5
     warmup_steps: int = 100
+    decay_steps: int | None = None
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -153,6 +155,11 @@ class TrainConfig:
         require(
             self.warmup_steps <= self.steps,
             f"warmup_steps: expected at most steps {self.steps}, found {self.warmup_steps}",
+        )
+        require(
+            self.decay_steps is None or max(self.warmup_steps, 1) <= self.decay_steps <= self.steps,
+            f"decay_steps: expected warmup_steps {self.warmup_steps} to steps {self.steps}, or null for steps, found "
+            f"{self.decay_steps}",
         )
         for beta in ("beta1", "beta2"):
             require(0 <= getattr(self, beta) < 1, f"{beta}: expected 0 to below 1, found {getattr(self, beta)}")

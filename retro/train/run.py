@@ -162,6 +162,7 @@ def _build_trainer(
         warmup_steps=config.warmup_steps,
         peak=config.learning_rate,
         minimum=config.min_learning_rate,
+        decay_steps=config.decay_steps,
     )
     return Trainer(
         model=model,

@@ -35,6 +35,19 @@ def test_degenerate_lengths_stay_between_zero_and_the_peak(steps: int, warmup_st
     assert max(rates) == 1.0
 
 
+def test_decay_may_end_before_the_run_does():
+    rates = [warmup_cosine(step, **SHAPE, decay_steps=61) for step in range(101)]
+    whole = [warmup_cosine(step, **{**SHAPE, "steps": 61}) for step in range(61)]
+    assert rates[:61] == whole
+    assert rates[60:] == pytest.approx([0.1] * 41)
+
+
+@pytest.mark.parametrize("decay_steps", [0, 10, 102])
+def test_refuses_a_decay_that_ends_in_the_warmup_or_after_the_run(decay_steps: int):
+    with pytest.raises(ValueError, match="decay_steps: expected 11 to 101"):
+        warmup_cosine(0, **SHAPE, decay_steps=decay_steps)
+
+
 @pytest.mark.parametrize("step", [-1, 101])
 def test_refuses_steps_outside_the_run(step: int):
     with pytest.raises(ValueError, match="expected 0 to 100"):

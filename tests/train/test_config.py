@@ -24,6 +24,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "train"
         {"steps": 0},
         {"micro_batch": 3},
         {"warmup_steps": 1001},
+        {"decay_steps": 99},
+        {"decay_steps": 1001},
         {"min_learning_rate": 1.0},
         {"beta2": 1.0},
         {"gradient_clip": 0.0},
