@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 
 from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
-from retro.data.order import SampleStream
+from retro.data.order import HASH_MODULUS, SampleStream, sample_hash
 
 
 class SequenceSource(Protocol):
@@ -31,8 +32,9 @@ class TrainLoader:
     global_batch. Rank r of W takes the r-th of W equal parts of them, cut into micro-batches. So the samples of a step
     depend on neither W nor the workers, and training continues from any number of samples, with another W or G.
 
-    num_workers 0: a thread prepares `prefetch` micro-batches ahead; more: that many processes do. Iterating again
-    continues after the last micro-batch that was taken; batches prepared but not taken are prepared again.
+    micro_batch None: the rank's whole part. num_workers 0: a thread prepares `prefetch` micro-batches ahead; more:
+    that many processes do. Iterating again continues after the last complete step; batches prepared but not taken are
+    prepared again.
     Raises ConfigError if the sizes do not divide.
     """
 
@@ -41,7 +43,7 @@ class TrainLoader:
         dataset: SequenceSource,
         *,
         global_batch: int,
-        micro_batch: int,
+        micro_batch: int | None = None,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
@@ -49,19 +51,12 @@ class TrainLoader:
         num_workers: int = 0,
         prefetch: int = 2,
     ) -> None:
-        for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world", world)):
-            if value < 1:
-                raise ConfigError(f"{name}: expected 1 or more, found {value}")
+        micro_batch = split_batch(global_batch, micro_batch, world)
         for name, value in (("start_sample", start_sample), ("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, found {value}")
         if not 0 <= rank < world:
             raise ConfigError(f"rank: expected 0 to {world - 1}, found {rank}")
-        if global_batch % (micro_batch * world):
-            raise ConfigError(
-                f"global_batch: expected a multiple of micro_batch {micro_batch} x {world} processes = "
-                f"{micro_batch * world} sequences, found {global_batch}"
-            )
         if len(dataset) == 0:
             raise ConfigError("the data set has no sequence to train on")
         self.dataset, self.global_batch, self.micro_batch = dataset, global_batch, micro_batch
@@ -70,6 +65,7 @@ class TrainLoader:
         self.micro_batches_per_step = global_batch // (micro_batch * world)
         self._start = start_sample
         self._taken = 0  # micro-batches
+        self._hash = 0
 
     @property
     def samples_consumed(self) -> int:
@@ -77,11 +73,21 @@ class TrainLoader:
         keeps and `start_sample` takes."""
         return self._start + self._taken // self.micro_batches_per_step * self.global_batch
 
+    def take_hash(self) -> int:
+        """`sample_hash` (order.py) of what this rank has taken since the last call or `iter`, from the sample ids in
+        the batches themselves. Called after a complete step; summed over the ranks it is that of the step's samples."""
+        taken, self._hash = self._hash, 0
+        return taken
+
     def __iter__(self) -> Iterator[RetroBatch]:
         self._taken -= self._taken % self.micro_batches_per_step  # a step is taken whole
+        self._hash = 0
         batches = self._from_workers() if self.num_workers else self._from_thread()
         try:
             for batch in batches:
+                place = self._taken % self.micro_batches_per_step * self.micro_batch
+                first = self.samples_consumed + self.rank * (self.global_batch // self.world) + place
+                self._hash = (self._hash + sample_hash(first, batch.sample_ids_B)) % HASH_MODULUS
                 self._taken += 1
                 yield batch
         finally:
@@ -160,6 +166,44 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._ids
+
+
+def split_batch(global_batch: int, micro_batch: int | None, world: int) -> int:
+    """Sequences per micro-batch of each of `world` processes that see different sequences; None = the whole share.
+
+    Raises ConfigError, with the values that would do, unless every process gets as many whole micro-batches as every
+    other.
+    """
+    for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world", world)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: expected 1 or more, found {value}")
+    unit = micro_batch or 1
+    if global_batch % (unit * world) == 0:
+        return micro_batch or global_batch // world
+    if micro_batch is None:
+        expected = f"a multiple of the number of processes {world}"
+    else:
+        expected = f"a multiple of micro_batch {unit} x {world} processes = {unit * world} sequences"
+    remedies = []
+    if global_batch % unit == 0:
+        remedies.append(f"{_list_some(_divisors(global_batch // unit), world)} process(es)")
+    if micro_batch is not None and global_batch % world == 0:
+        remedies.append(f"micro_batch={_list_some(_divisors(global_batch // world), unit)}")
+    above = -(-global_batch // (unit * world)) * unit * world
+    remedies.append(f"for a new run global_batch={above}")
+    raise ConfigError(f"global_batch: expected {expected}, found {global_batch}; use {', or '.join(remedies)}")
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _list_some(values: list[int], about: int) -> str:
+    """The two below and the two above `about`: `1, 2 or 4`."""
+    below, above = [v for v in values if v <= about][-2:], [v for v in values if v > about][:2]
+    *most, last = map(str, below + above)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:

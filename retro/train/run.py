@@ -15,7 +15,7 @@ import torch
 from retro.artifacts.release import Release, open_release
 from retro.config.loader import to_dict
 from retro.config.train import TrainConfig, result_fields
-from retro.data.loader import TrainLoader
+from retro.data.loader import TrainLoader, split_batch
 from retro.data.text_dataset import TextDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import RetroModel, count_parameters
@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> Outcome:
     TrainingDivergedError.
     """
     processes = open_processes(config)
+    split_batch(config.global_batch, config.micro_batch, processes.world)  # said before anything large is opened
     if processes.device.type == "cpu":
         keep_freed_memory()
     release = open_release(config.release)
@@ -107,11 +108,10 @@ def train(config: TrainConfig) -> Outcome:
 
 def build_loader(config: TrainConfig, data: RunData, processes: Processes, start_sample: int = 0) -> TrainLoader:
     """This process's micro-batches from the given position of the sample stream."""
-    micro_batch = config.micro_batch or max(1, config.global_batch // processes.world)
     return TrainLoader(
         data.train,
         global_batch=config.global_batch,
-        micro_batch=micro_batch,
+        micro_batch=config.micro_batch,
         rank=processes.rank,
         world=processes.world,
         seed=config.seed,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retro.config.errors import ConfigError
 from retro.data.dataset import RetroDataset
-from retro.data.loader import TrainLoader
-from retro.data.order import SampleStream, sample_order
+from retro.data.loader import TrainLoader, split_batch
+from retro.data.order import HASH_MODULUS, SampleStream, sample_hash, sample_order
 from tests.data.builders import PAD, TinyRelease, build_tiny_release
 
 G = 12
@@ -135,6 +138,93 @@ def test_an_error_while_preparing_reaches_the_training_loop(data: RetroDataset) 
 def test_sizes_that_do_not_divide_are_refused(data: RetroDataset, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainLoader(data, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((4, None, 3), "a multiple of the number of processes 3, found 4; use 1, 2 or 4 process(es), or for a new run"),
+        ((4, None, 3), "global_batch=6"),
+        ((1024, 4, 24), "= 96 sequences, found 1024; use 8, 16, 32 or 64 process(es), or for a new run"),
+        ((8, 4, 4), "found 8; use 1 or 2 process(es), or micro_batch=1 or 2, or for a new run global_batch=16"),
+        ((10, 4, 1), "= 4 sequences, found 10; use micro_batch=1, 2, 5 or 10, or for a new run global_batch=12"),
+        ((7, 2, 3), "= 6 sequences, found 7; use for a new run global_batch=12"),
+    ],
+)
+def test_the_error_names_sizes_that_would_do(sizes: tuple[int, int | None, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        split_batch(*sizes)
+
+
+@given(st.integers(1, 200), st.none() | st.integers(1, 40), st.integers(1, 20))
+def test_what_the_error_names_does(global_batch: int, micro_batch: int | None, world: int) -> None:
+    try:
+        size = split_batch(global_batch, micro_batch, world)
+        assert global_batch % (size * world) == 0 and size == (micro_batch or global_batch // world)
+        return
+    except ConfigError as error:
+        remedies = str(error).split("; use ")[1]
+    for part in remedies.split(", or "):
+        values = [int(value) for value in re.findall(r"\d+", part)]
+        assert values
+        for value in values:
+            if "process(es)" in part:
+                split_batch(global_batch, micro_batch, value)
+            elif "global_batch" in part:
+                assert value > global_batch
+                split_batch(value, micro_batch, world)
+            else:
+                split_batch(global_batch, value, world)
+
+
+def test_hash_of_a_stream_is_the_sum_over_its_parts_and_sees_every_change() -> None:
+    samples = SampleStream(50, seed=1).take(0, 120)
+    whole = sample_hash(0, samples)
+    assert whole == 4531353078390745756  # in metrics.jsonl and checkpoints: the same for ever
+    cut = sample_hash(70, samples[70:]) + sample_hash(0, samples[:33]) + sample_hash(33, samples[33:70])
+    assert cut % HASH_MODULUS == whole
+    exchanged = samples.copy()
+    exchanged[[3, 4]] = exchanged[[4, 3]]
+    others = [
+        sample_hash(0, exchanged),
+        sample_hash(0, samples[:-1]),
+        sample_hash(1, samples),
+        sample_hash(0, np.append(samples, samples[-1])),
+        (whole + sample_hash(7, samples[7:8])) % HASH_MODULUS,
+    ]
+    assert len({whole, *others}) == 1 + len(others)
+
+
+def test_hashes_of_the_ranks_add_up_to_that_of_the_stream(data: RetroDataset) -> None:
+    for start, world, micro_batch, workers in ((0, 1, None, 0), (5, 2, 3, 0), (12, 3, None, 0), (12, 1, 2, 1)):
+        total = 0
+        for rank in range(world):
+            loader = TrainLoader(
+                data,
+                global_batch=G,
+                micro_batch=micro_batch,
+                rank=rank,
+                world=world,
+                seed=5,
+                start_sample=start,
+                num_workers=workers,
+            )
+            batches = iter(loader)
+            for _ in range(3):
+                for _ in range(loader.micro_batches_per_step):
+                    next(batches)
+                total += loader.take_hash()
+            next(batches)  # of a step that is not finished
+            batches.close()  # type: ignore[attr-defined]
+        expected = sample_hash(start, SampleStream(len(data), 5).take(start, start + 3 * G))
+        assert total % HASH_MODULUS == expected
+
+
+def test_a_step_that_was_begun_and_not_finished_is_not_in_the_hash(data: RetroDataset) -> None:
+    loader = TrainLoader(data, global_batch=G, micro_batch=4, seed=5)
+    list(itertools.islice(loader, 4))
+    list(itertools.islice(loader, 3))
+    assert loader.take_hash() == sample_hash(G, SampleStream(len(data), 5).take(G, 2 * G))
 
 
 def test_workers_leave_signals_of_the_process_group_to_the_trainer() -> None:

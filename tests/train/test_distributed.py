@@ -65,4 +65,4 @@ def test_a_global_batch_that_does_not_divide_is_refused(release: Path, tmp_path:
         env=releases.environment(),
     )
     assert done.returncode != 0
-    assert "error: global_batch: expected a multiple of micro_batch 1 x 2 processes" in done.stderr
+    assert "error: global_batch: expected a multiple of the number of processes 2, found 3; use 1 or 3" in done.stderr
