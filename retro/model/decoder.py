@@ -10,9 +10,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from retro.config.model import ModelConfig
+from retro.model.recompute import call_part
 from retro.model.retrieval_plan import RetrievalPlan
 from retro.nn.attention import AttentionShape, SelfAttention
 from retro.nn.chunked_cross_attention import ChunkedCrossAttention
+from retro.nn.documents import Documents
 from retro.nn.feed_forward import FeedForward
 from retro.nn.norm import build_norm
 from retro.nn.rotary import RotaryTable
@@ -32,9 +34,35 @@ def decoder_attention_shape(config: ModelConfig) -> AttentionShape:
     )
 
 
+class Surroundings:
+    """What all layers of one forward pass share.
+
+    rotary: positions of self-attention, None where they are learned; documents: None = one per sequence; checkpointed:
+    parts whose activations are not kept. plan: the neighbors, None = none, and then the rest is not read; cross_rotary:
+    positions of chunked cross-attention; gate: a factor besides the layers' own; encode: neighbors of a plan and
+    activations [rows, M, D] of the retrieving chunks -> encoded neighbors [A, R, D'].
+
+    Not a dataclass: FSDP takes dataclasses among the arguments apart, layer by layer.
+    """
+
+    def __init__(
+        self,
+        rotary: RotaryTable | None,
+        documents: Documents | None,
+        checkpointed: frozenset[str],
+        plan: RetrievalPlan | None,
+        cross_rotary: RotaryTable | None,
+        gate: float,
+        encode: Callable[[RetrievalPlan, Tensor], Tensor],
+    ) -> None:
+        self.rotary, self.documents, self.checkpointed = rotary, documents, checkpointed
+        self.plan, self.cross_rotary, self.gate, self.encode = plan, cross_rotary, gate, encode
+
+
 class DecoderLayer(nn.Module):
     """One layer, in three steps that training and cached generation share: `attend`, `retrieve` (in a RETRO layer; the
-    first of them has the neighbors encoded after its `attend`), `finish`.
+    first of them has the neighbors encoded after its `attend`), `finish`. A call of the layer takes them all, so that
+    FSDP gathers its weights once.
 
     number: 1-based. `cross_attention` is None in a plain layer.
     """
@@ -60,6 +88,27 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = build_norm(config.norm, width, config.norm_eps, config.bias)
         self.feed_forward = FeedForward(width, config.ffn_size, config.ffn, config.ffn_has_bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, encoded: Tensor | None, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+        """x [B, N, D] and the encoded neighbors [A, R, D'] (None as long as no layer had them encoded) -> the layer's
+        output [B, N, D], and the encoded neighbors if this layer had them encoded, else None."""
+        parts, made = around.checkpointed, None
+        attended = call_part("decoder", parts, self.attend_sequence, x, around.rotary, around.documents)
+        if around.plan is not None and self.cross_attention is not None:
+            if encoded is None:
+                encoded = made = around.encode(around.plan, around.plan.cut_chunks(attended))
+            if not self.cross_attention.is_off:
+                retrieval = (around.plan, around.cross_rotary, around.gate)
+                attended = call_part("cross_attention", parts, self.retrieve, attended, encoded, *retrieval)
+        return call_part("decoder", parts, self.finish, x, attended), made
+
+    def attend_sequence(self, x: Tensor, rotary: RotaryTable | None, documents: Documents | None) -> Tensor:
+        """x [B, N, D] plus self-attention over the whole sequence."""
+
+        def mix(normed: Tensor) -> Tensor:
+            return self.attention(normed, rotary, documents=documents)
+
+        return self.attend(x, mix)
 
     def attend(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
         """x [B, N, D] plus self-attention; `mix` makes it of the normed x, [B, N, D] -> [B, N, D]."""

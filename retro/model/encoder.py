@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from retro.config.model import ModelConfig
+from retro.model.recompute import call_part
 from retro.nn.attention import AttentionShape, CrossAttention, SelfAttention
 from retro.nn.feed_forward import FeedForward
 from retro.nn.linear import Linear
@@ -93,8 +94,24 @@ class EncoderLayer(nn.Module):
         num_neighbors: int,
         neighbor_slots: Tensor | None,
         chunk_mask: Tensor | None,
+        checkpointed: frozenset[str] = frozenset(),
     ) -> Tensor:
         """x [A, R, D'] -> [A, R, D']; the other arguments as in Encoder.forward."""
+        slots, mask = neighbor_slots, chunk_mask
+        return call_part(
+            "encoder", checkpointed, self._encode, x, token_mask, chunks, rotary, num_neighbors, slots, mask
+        )
+
+    def _encode(
+        self,
+        x: Tensor,
+        token_mask: Tensor | None,
+        chunks: Tensor,
+        rotary: RotaryTable,
+        num_neighbors: int,
+        neighbor_slots: Tensor | None,
+        chunk_mask: Tensor | None,
+    ) -> Tensor:
         mixed = self.attention(self.attention_norm(x), rotary.rows(0, x.shape[1]), token_mask)
         x = x + self.dropout(mixed)
         if self.conditioning is not None:
@@ -126,15 +143,17 @@ class Encoder(nn.Module):
         num_neighbors: int,
         neighbor_slots: Tensor | None = None,
         chunk_mask: Tensor | None = None,
+        checkpointed: frozenset[str] = frozenset(),
     ) -> Tensor:
         """Returns the encoded neighbors [A, R, D'], normed.
 
         embedded [A, R, D]: A neighbors with at least one real token each; token_mask bool [A, R] or None = all real;
         chunks [rows, M, D]: residual stream of the retrieving chunks, after the self-attention of the first RETRO
         layer; rotary: positions from 0 on, at least max(R, M); num_neighbors, neighbor_slots, chunk_mask: see
-        RetrievalPlan.
+        RetrievalPlan; with "encoder" among `checkpointed` the layers' activations are computed again in the backward
+        pass.
         """
         x = self.dropout(embedded if self.input is None else self.input(embedded))
         for layer in self.layers:
-            x = layer(x, token_mask, chunks, rotary, num_neighbors, neighbor_slots, chunk_mask)
+            x = layer(x, token_mask, chunks, rotary, num_neighbors, neighbor_slots, chunk_mask, checkpointed)
         return self.norm(x)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from retro.config.errors import ConfigError
 from retro.config.model import ModelConfig
-from retro.model.decoder import DecoderLayer
+from retro.model.decoder import DecoderLayer, Surroundings
 from retro.model.encoder import Encoder
 from retro.model.initialise import initialise
 from retro.model.inputs import check_inputs
 from retro.model.loss import ModelOutput, token_loss
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval, plan_static_retrieval
-from retro.nn.documents import Documents, documents_of
+from retro.nn.documents import documents_of
 from retro.nn.linear import Embedding, Linear
 from retro.nn.norm import build_norm
 from retro.nn.rotary import RotaryTable, rotary_table
@@ -33,9 +31,11 @@ class RetroModel(nn.Module):
     `checkpointed`: parts whose activations are computed again in the backward pass instead of kept ("decoder",
     "cross_attention", "encoder"). `static_shapes`: shapes inside the model depend on the shapes of its input alone, as
     torch.compile wants it; nothing is left out because it is masked. Both change speed and memory, and last bits.
+    `lockstep`: which layers run does not depend on the content of a batch, as layers want it that several processes
+    gather together; one without any neighbor is then encoded like the others (and adds exact zeros), and parameters
+    that no batch can use get no gradient instead of zeros.
 
-    Parameters are drawn from a seed that is itself drawn from torch's default generator, so `torch.manual_seed(s)`
-    before construction fixes them; a GPT and a RETRO made after the same seed share every parameter that both have.
+    Parameters are drawn by `draw_weights` at construction, but for a model on the meta device.
     """
 
     def __init__(self, config: ModelConfig):
@@ -46,6 +46,7 @@ class RetroModel(nn.Module):
         self.gate = 1.0
         self.checkpointed: frozenset[str] = frozenset()
         self.static_shapes = False
+        self.lockstep = False
         self.embedding = Embedding(config.vocab_size, config.width)
         self.positions = None if config.max_positions is None else Embedding(config.max_positions, config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -54,7 +55,15 @@ class RetroModel(nn.Module):
         self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
         self.encoder = Encoder(config) if config.is_retro else None
         if not self.embedding.weight.is_meta:
-            initialise(self, config, seed=int(torch.randint(2**62, (), device="cpu")))
+            self.draw_weights()
+
+    def draw_weights(self) -> None:
+        """Set all parameters in place, of any device and sharding, at random.
+
+        From a seed that is itself drawn from torch's default generator, so `torch.manual_seed(s)` before fixes them; a
+        GPT and a RETRO drawn after the same seed share every parameter that both have.
+        """
+        initialise(self, self.config, seed=int(torch.randint(2**62, (), device="cpu")))
 
     @property
     def retrieval_is_off(self) -> bool:
@@ -139,40 +148,23 @@ class RetroModel(nn.Module):
         plan = self._plan(tokens_BN, neighbors_BLKR, neighbor_mask_BLKR, first, document_starts_BN, chunk_ends_BL)
         documents = None if document_starts_BN is None else documents_of(document_starts_BN)
         x = self.embed_sequence(tokens_BN, None if documents is None else documents.positions)
-        rotary = self.self_rotary(tokens_BN.shape[1], x)
-        cross_rotary = None if plan is None else self.cross_rotary(plan.longest, x)
+        around = Surroundings(
+            rotary=self.self_rotary(tokens_BN.shape[1], x),
+            documents=documents,
+            checkpointed=self.checkpointed,
+            plan=plan,
+            cross_rotary=None if plan is None else self.cross_rotary(plan.longest, x),
+            gate=self.gate,
+            encode=self.encode,
+        )
         x = self.dropout(x)
         encoded: Tensor | None = None
-        for layer in self.decoder_layers:
-            attended = self._attend(layer, x, rotary, documents)
-            if plan is not None and layer.cross_attention is not None:
-                assert cross_rotary is not None
-                if encoded is None:
-                    encoded = self._step("encoder", self.encode, plan, plan.cut_chunks(attended))
-                if not layer.cross_attention.is_off:
-                    attended = self._step(
-                        "cross_attention", layer.retrieve, attended, encoded, plan, cross_rotary, self.gate
-                    )
-            x = self._step("decoder", layer.finish, x, attended)
-        if neighbors_BLKR is not None and self.gate != 0.0 and torch.is_grad_enabled():
+        for layer in self.layers:
+            x, made = layer(x, encoded, around)
+            encoded = made if encoded is None else encoded
+        if neighbors_BLKR is not None and self.gate != 0.0 and torch.is_grad_enabled() and not self.lockstep:
             x = self._with_unused_parameters(x, used=encoded is not None)
         return self.norm(x)
-
-    def _attend(
-        self, layer: DecoderLayer, x: Tensor, rotary: RotaryTable | None, documents: Documents | None
-    ) -> Tensor:
-        def mix(normed: Tensor) -> Tensor:
-            return layer.attention(normed, rotary, documents=documents)
-
-        return self._step("decoder", layer.attend, x, mix)
-
-    def _step(self, part: str, function: Callable[..., Tensor], *arguments: object) -> Tensor:
-        """The function's value; its activations are not kept if `part` is checkpointed."""
-        if part in self.checkpointed and torch.is_grad_enabled():
-            value = checkpoint(function, *arguments, use_reentrant=False)
-            assert isinstance(value, Tensor)
-            return value
-        return function(*arguments)
 
     def embed_sequence(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embeddings [B, N, D] of the decoder's input. tokens int64 [B, N]; positions int64 [B, N], read where they are
@@ -203,7 +195,14 @@ class RetroModel(nn.Module):
         positions = max(self.config.chunk_length, plan.longest)
         rotary = self._rotary(positions, self.config.rotated_width(self.config.encoder_head_size), embedded)
         return self.encoder(
-            embedded, plan.token_mask, chunks, rotary, plan.num_neighbors, plan.neighbor_slots, plan.chunk_mask
+            embedded,
+            plan.token_mask,
+            chunks,
+            rotary,
+            plan.num_neighbors,
+            plan.neighbor_slots,
+            plan.chunk_mask,
+            self.checkpointed,
         )
 
     def self_rotary(self, length: int, like: Tensor) -> RotaryTable | None:
@@ -231,12 +230,22 @@ class RetroModel(nn.Module):
         document_starts_BN: Tensor | None,
         chunk_ends_BL: Tensor | None,
     ) -> RetrievalPlan | None:
-        if neighbors_BLKR is None:
+        if neighbors_BLKR is None or self.retrieval_is_off:
             return None
-        if self.retrieval_is_off:
-            return None
-        if self.static_shapes:
-            return plan_static_retrieval(
+        plan = None
+        if not self.static_shapes:
+            plan = plan_retrieval(
+                neighbors_BLKR,
+                neighbor_mask_BLKR,
+                length=tokens_BN.shape[1],
+                chunk_length=self.config.chunk_length,
+                first_chunk_length=first_chunk_length,
+                chunk_ends_BL=chunk_ends_BL,
+                document_starts_BN=document_starts_BN,
+                merge_equal=not self.config.encoder.cross_attention_layers,
+            )
+        if plan is None and (self.static_shapes or self.lockstep):
+            plan = plan_static_retrieval(
                 neighbors_BLKR,
                 neighbor_mask_BLKR,
                 length=tokens_BN.shape[1],
@@ -245,16 +254,7 @@ class RetroModel(nn.Module):
                 chunk_ends_BL=chunk_ends_BL,
                 document_starts_BN=document_starts_BN,
             )
-        return plan_retrieval(
-            neighbors_BLKR,
-            neighbor_mask_BLKR,
-            length=tokens_BN.shape[1],
-            chunk_length=self.config.chunk_length,
-            first_chunk_length=first_chunk_length,
-            chunk_ends_BL=chunk_ends_BL,
-            document_starts_BN=document_starts_BN,
-            merge_equal=not self.config.encoder.cross_attention_layers,
-        )
+        return plan
 
     def _with_unused_parameters(self, x: Tensor, used: bool) -> Tensor:
         """x plus an exact 0 that depends on the retrieval parameters that this batch did not use.

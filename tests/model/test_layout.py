@@ -166,7 +166,7 @@ def test_checkpointed_parts_change_nothing(parts: tuple[str, ...], static: bool)
 def test_checkpointed_parts_are_computed_again() -> None:
     calls = []
     model = scrambled(TINY).train()
-    model.encoder.register_forward_pre_hook(lambda *_: calls.append("encoder"))
+    model.encoder.layers[0].attention.register_forward_pre_hook(lambda *_: calls.append("encoder"))
     model.layers[0].feed_forward.register_forward_pre_hook(lambda *_: calls.append("decoder"))
     model.layers[1].cross_attention.attention.register_forward_pre_hook(lambda *_: calls.append("cross_attention"))
     tokens, neighbors = random_tokens(1, 8), random_tokens(1, 2, K, R)
