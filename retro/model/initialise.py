@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from retro.config.model import ModelConfig
 from retro.model.mimetic import set_mimetic
 from retro.model.random_stream import stream
+from retro.model.shards import fill_parameter
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Set every parameter of `model` in place.
+    """Set every parameter of `model` in place; of a sharded one this process's part, one whole matrix at a time.
 
     Matrices: normal with standard deviation `init_std`; those that write to the residual stream (`out`, `down`) are
     scaled by 1 / sqrt(2 * layers of their stack) (Radford et al. 2019). Norm scales 1, biases and smear
@@ -42,4 +43,4 @@ def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int
     generator = stream(seed, name)
     # Drawn on the CPU in float32 whatever the model's device and dtype: the start does not depend on them.
     drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
-    parameter.copy_(drawn)
+    fill_parameter(parameter, drawn)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from retro.config.model import ModelConfig
 from retro.model.random_stream import stream
+from retro.model.shards import fill_parameter
 
 if TYPE_CHECKING:
     from retro.nn.attention import AttentionShape
@@ -41,21 +42,22 @@ def set_mimetic(model: nn.Module, config: ModelConfig, seed: int) -> None:
     encoder = cast(Any, model).encoder
     if encoder is not None and encoder.input is not None:
         weight = encoder.input.weight
-        weight.copy_(_orthonormal(weight.shape[0], weight.shape[1], stream(seed, "encoder.input.mimetic")))
-        space = weight.detach().float().cpu()
+        drawn = _orthonormal(weight.shape[0], weight.shape[1], stream(seed, "encoder.input.mimetic"))
+        fill_parameter(weight, drawn)
+        space = drawn.to(weight.dtype).float()
     for number, layer in enumerate(cast(Any, model).layers):
         attention = layer.attention
         query, key, value, out = _weights(attention.shape, config.width, None, stream(seed, f"layers.{number}.mimetic"))
-        attention.query_key_value.weight.copy_(torch.cat((query, key, value)))
-        attention.out.weight.copy_(out)
+        fill_parameter(attention.query_key_value.weight, torch.cat((query, key, value)))
+        fill_parameter(attention.out.weight, out)
         _sharpen(attention)
         if layer.cross_attention is not None:
             attention = layer.cross_attention.attention
             generator = stream(seed, f"layers.{number}.cross_attention.mimetic")
             query, key, value, out = _weights(attention.shape, config.width, space, generator)
-            attention.query.weight.copy_(query)
-            attention.key_value.weight.copy_(torch.cat((key, value)))
-            attention.out.weight.copy_(out)
+            fill_parameter(attention.query.weight, query)
+            fill_parameter(attention.key_value.weight, torch.cat((key, value)))
+            fill_parameter(attention.out.weight, out)
             _sharpen(attention)
 
 
