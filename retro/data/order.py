@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 
@@ -52,6 +54,16 @@ def sample_hash(start: int, samples: np.ndarray) -> int:
     positions = np.arange(start, start + len(samples), dtype=np.uint64)
     mixed = _mix(_mix(positions) ^ np.asarray(samples).astype(np.uint64))
     return int(mixed.sum(dtype=np.uint64))
+
+
+def split_hash(value: int) -> list[float]:
+    """The hash as 4 numbers below 2^16, which any floating-point format that sums are exchanged in holds exactly."""
+    return [float(value >> shift & 0xFFFF) for shift in (0, 16, 32, 48)]
+
+
+def join_hashes(parts: Iterable[Sequence[float]]) -> int:
+    """Sum modulo 2^64 of hashes that were split."""
+    return sum(int(number) << 16 * place for part in parts for place, number in enumerate(part)) % HASH_MODULUS
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

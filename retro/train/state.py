@@ -16,13 +16,15 @@ class TrainState:
     """Position of a run after `step` optimizer steps.
 
     samples: sequences consumed, the position in the sample stream; tokens: scored tokens trained on so far;
-    elapsed_s: seconds of training, without validation and checkpoints, over all sessions of the run.
+    elapsed_s: seconds of training, without validation and checkpoints, over all sessions of the run; sample_hash: of
+    the sequences consumed and their positions, over all processes (retro/data/order.py).
     """
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
+    sample_hash: int = 0
 
 
 @dataclass(frozen=True)

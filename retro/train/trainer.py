@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retro.data.batch import RetroBatch
 from retro.data.loader import TrainLoader
+from retro.data.order import join_hashes, split_hash
 from retro.model.retro import RetroModel
 from retro.train.callbacks.base import Callback
 from retro.train.distributed import Processes
@@ -114,7 +115,8 @@ class Trainer:
             scored += int(batch.loss_mask_BN.sum())
             losses.append(self.forward_backward(batch, last=i == count - 1))
         own_loss = sum(loss.item() for loss in losses)
-        rows = self.processes.gather([own_loss, float(scored), float(self._request.signal_number)])
+        own_hash = split_hash(self.loader.take_hash())
+        rows = self.processes.gather([own_loss, float(scored), float(self._request.signal_number), *own_hash])
         loss_sum, tokens = sum(row[0] for row in rows), int(sum(row[1] for row in rows))
         loss = loss_sum / max(tokens, 1)
         grad_norm = self._scale_and_clip(self.processes.world / max(tokens, 1))
@@ -130,6 +132,7 @@ class Trainer:
             samples=self.state.samples + self.loader.global_batch,
             tokens=self.state.tokens + tokens,
             elapsed_s=self.state.elapsed_s + seconds,
+            sample_hash=join_hashes([split_hash(self.state.sample_hash), *(row[3:] for row in rows)]),
         )
         self.stop_signal = int(max(row[2] for row in rows))
         return StepRecord(self.state, loss, loss_sum, tokens, learning_rate, grad_norm, seconds)

@@ -67,7 +67,7 @@ def test_metrics_always_have_the_last_step(release: Path, tmp_path: Path, every:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == lines
     assert list(rows[0]) == [
-        "event", "step", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_s",
+        "event", "step", "samples", "sample_hash", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_s",
         "model_tflops_per_s", "mfu", "elapsed_s",
     ]  # fmt: skip
     assert rows[-1]["samples"] == 32

@@ -47,6 +47,7 @@ class LogWindow(Callback):
                 "event": "train",
                 "step": step,
                 "samples": record.state.samples,
+                "sample_hash": f"{record.state.sample_hash:016x}",
                 "tokens": record.state.tokens,
                 "loss": self._loss_sum / max(self._tokens, 1),
                 "learning_rate": record.learning_rate,
@@ -92,10 +93,11 @@ class LogWindow(Callback):
 class MetricsFile(LogWindow):
     """Appends to metrics.jsonl; on start drops the lines after the step that is resumed from.
 
-    train: step, samples and scored tokens so far; loss, nats per token over the steps since the last line; learning
-    rate and gradient norm (before clipping) of the step; tokens_per_s, scored tokens, over these steps;
-    model_tflops_per_s and mfu, of one device over these steps (retro/train/callbacks/utilisation.py); elapsed_s,
-    training seconds so far.
+    train: step, samples and scored tokens so far; sample_hash, of the samples so far, equal in runs that consumed the
+    same ones in the same order, however many processes they had and wherever they were resumed; loss, nats per token
+    over the steps since the last line; learning rate and gradient norm (before clipping) of the step; tokens_per_s,
+    scored tokens, over these steps; model_tflops_per_s and mfu, of one device over these steps
+    (retro/train/callbacks/utilisation.py); elapsed_s, training seconds so far.
     """
 
     name = "metrics"

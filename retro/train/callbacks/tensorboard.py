@@ -46,5 +46,5 @@ class TensorBoard(LogWindow):
 
     def _send(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if name not in ("event", "step"):
+            if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(f"{row['event']}/{name}", value, row["step"])
