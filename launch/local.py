@@ -24,10 +24,13 @@ def run_plan(plan: LaunchPlan) -> NoReturn:
     Raises ConfigError if the program is not found.
     """
     started = [plan.arguments[0]]
-    if (
-        "--no-python" in plan.arguments
-    ):  # torchrun starts this program, and fails with a traceback where it is not there
-        started.append(plan.arguments[plan.arguments.index("--no-python") + 1])
+    for option in (
+        "--no-python",
+        "--no_python",
+    ):  # torchrun starts it, and fails with a traceback where it is not there
+        if option in plan.arguments:
+            started.append(plan.arguments[plan.arguments.index(option) + 1])
+            break
     for name in started:
         if shutil.which(name) is None:
             raise ConfigError(f"launch: program {name!r} not found")

@@ -26,30 +26,32 @@ GOLDEN = {
     "torchrun": (
         {"processes": 2},
         ["retro", "train", "a.yaml"],
-        "OMP_NUM_THREADS=2 /opt/python -m torch.distributed.run --standalone --nproc-per-node=2 "
-        "-m retro.cli.train a.yaml",
+        "OMP_NUM_THREADS=2 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 /opt/python -m launch.agent --standalone "
+        "--nproc-per-node=2 -m launch.worker retro.cli.train a.yaml",
     ),
     "environment": (
         {"processes": 8, "environment": {"NCCL_DEBUG": "WARN", "A": "b c"}},
         ["retro", "train", "a.yaml"],
-        "OMP_NUM_THREADS=1 A='b c' NCCL_DEBUG=WARN /opt/python -m torch.distributed.run --standalone "
-        "--nproc-per-node=8 -m retro.cli.train a.yaml",
+        "OMP_NUM_THREADS=1 A='b c' NCCL_DEBUG=WARN TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 /opt/python -m launch.agent "
+        "--standalone --nproc-per-node=8 -m launch.worker retro.cli.train a.yaml",
     ),
     "threads": (
         {"processes": 2, "threads_per_process": 3},
         ["python", "-m", "retro.cli.train", "a.yaml"],
-        "OMP_NUM_THREADS=3 /opt/python -m torch.distributed.run --standalone --nproc-per-node=2 "
-        "-m retro.cli.train a.yaml",
+        "OMP_NUM_THREADS=3 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 /opt/python -m launch.agent --standalone "
+        "--nproc-per-node=2 -m retro.cli.train a.yaml",
     ),
     "script": (
         {"processes": 2},
         ["/usr/bin/python3", "train.py", "--fast"],
-        "OMP_NUM_THREADS=2 /usr/bin/python3 -m torch.distributed.run --standalone --nproc-per-node=2 train.py --fast",
+        "OMP_NUM_THREADS=2 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 /usr/bin/python3 -m launch.agent --standalone "
+        "--nproc-per-node=2 train.py --fast",
     ),
     "any program": (
         {"processes": 2},
         ["./job.sh", "a"],
-        "OMP_NUM_THREADS=2 /opt/python -m torch.distributed.run --standalone --nproc-per-node=2 --no-python ./job.sh a",
+        "OMP_NUM_THREADS=2 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 /opt/python -m launch.agent --standalone "
+        "--nproc-per-node=2 --no-python ./job.sh a",
     ),
     "other sub-command": (
         {},
@@ -81,8 +83,10 @@ def test_refuses(fields: dict, command: list[str], message: str):
 
 
 def test_an_unknown_type_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="type: expected one of 'local', found 'slurm'"):
-        load_config(LaunchConfig, LOCAL, ["type=slurm"])
+    with pytest.raises(
+        ConfigError, match="type: expected one of 'local', 'slurm', 'kubernetes', 'skypilot', found 'pbs'"
+    ):
+        load_config(LaunchConfig, LOCAL, ["type=pbs"])
 
 
 @pytest.mark.parametrize(
@@ -99,8 +103,8 @@ def test_dry_run_prints_and_runs_nothing(capsys: pytest.CaptureFixture):
     command = ["retro", "train", "absent.yaml", "--dry-run"]  # after --: the command's own
     assert main([str(LOCAL), "processes=3", "threads_per_process=1", "--dry-run", "--", *command]) == 0
     assert capsys.readouterr().out == (
-        f"OMP_NUM_THREADS=1 {sys.executable} -m torch.distributed.run --standalone --nproc-per-node=3 "
-        "-m retro.cli.train absent.yaml --dry-run\n"
+        f"OMP_NUM_THREADS=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 {sys.executable} -m launch.agent --standalone "
+        "--nproc-per-node=3 -m launch.worker retro.cli.train absent.yaml --dry-run\n"
     )
 
 
