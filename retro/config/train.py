@@ -12,6 +12,7 @@ from retro.config.checks import require, require_at_least
 from retro.config.loader import to_dict
 from retro.config.model import ModelConfig
 from retro.config.parallel import ParallelConfig
+from retro.config.plan import PlanConfig
 from retro.config.profile import ProfileConfig
 from retro.config.retrofit import RetrofitConfig
 
@@ -40,6 +41,7 @@ FREE_FIELDS = (
     "keep_best",
     "async_checkpoints",
     "profile",
+    "plan",
     "wandb",
     "wandb_project",
     "tensorboard",
@@ -81,7 +83,8 @@ class TrainConfig:
 
     keep_best: besides the newest checkpoints keep the one of the lowest validation loss, as `checkpoints/best`.
     async_checkpoints: write checkpoints while training goes on, from a copy of the state in memory. profile: record
-    some steps with torch's profiler (section profile).
+    some steps with torch's profiler (section profile). plan: the hardware that `retro train --plan` plans for (section
+    plan).
 
     In steps: log_every and checkpoint_every (0 = after the last step only), validate_every (0 = never, otherwise also
     after the last step; on the first validate_sequences of the validation split). keep_checkpoints: newest ones kept.
@@ -133,6 +136,7 @@ class TrainConfig:
     wandb_project: str = "retro-pretraining"
     tensorboard: bool = False
     profile: ProfileConfig | None = None
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         name = self.name
