@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from retro.artifacts.release import Release, open_release
 from retro.config.loader import to_dict
 from retro.config.train import TrainConfig, result_fields
 from retro.data.loader import TrainLoader, split_batch
 from retro.data.text_dataset import TextDataset
 from retro.data.tokenizer import open_tokenizer
-from retro.model.retro import RetroModel, count_parameters
+from retro.model.retro import count_parameters
 from retro.model.retrofit import freeze_backbone
 from retro.optim.adamw import build_adamw
 from retro.optim.schedules import warmup_cosine
@@ -35,6 +33,7 @@ from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
 from retro.train.environment import describe_environment
 from retro.train.initial import InitialWeights, open_start
+from retro.train.parallel.placement import build_model
 from retro.train.peak import Peak, device_peak
 from retro.train.randomness import restore_generators, seed_process
 from retro.train.run_folder import RunFolder, silent_log
@@ -59,7 +58,7 @@ def train(config: TrainConfig) -> Outcome:
     TrainingDivergedError.
     """
     processes = open_processes(config)
-    split_batch(config.global_batch, config.micro_batch, processes.world)  # said before anything large is opened
+    split_batch(config.global_batch, config.micro_batch, processes.data_world)  # said before anything large is opened
     if processes.device.type == "cpu":
         keep_freed_memory()
     release = open_release(config.release)
@@ -112,8 +111,8 @@ def build_loader(config: TrainConfig, data: RunData, processes: Processes, start
         data.train,
         global_batch=config.global_batch,
         micro_batch=config.micro_batch,
-        rank=processes.rank,
-        world=processes.world,
+        rank=processes.data_rank,
+        world=processes.data_world,
         seed=config.seed,
         start_sample=start_sample,
         num_workers=config.loader_workers,
@@ -131,8 +130,8 @@ def _build_trainer(
     initial: InitialWeights | None,
     peak: Peak,
 ) -> Trainer:
-    torch.manual_seed(config.seed)  # the same weights in every process, and for GPT and RETRO where both have them
-    model = RetroModel(config.model).to(processes.device)
+    # The same weights in every process and layout, and for GPT and RETRO where both have them.
+    model = build_model(config.model, processes, config.seed)
     model.checkpointed = frozenset(config.activation_checkpointing)
     if initial is not None and latest is None:
         assert initial.fill is not None  # only a run with a checkpoint does without
@@ -215,7 +214,7 @@ def build_callbacks(
             data.validation,
             data.byte_lengths,
             sequences=config.validate_sequences,
-            batch=config.micro_batch or max(1, config.global_batch // processes.world),
+            batch=config.micro_batch or max(1, config.global_batch // processes.data_world),
         )
         callbacks.append(Validator(validation, config.validate_every))
     callbacks.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +115,12 @@ class Trainer:
             losses.append(self.forward_backward(batch, last=i == count - 1))
         own_loss = sum(loss.item() for loss in losses)
         own_hash = split_hash(self.loader.take_hash())
-        rows = self.processes.gather([own_loss, float(scored), float(self._request.signal_number), *own_hash])
+        everyone = self.processes.gather([own_loss, float(scored), float(self._request.signal_number), *own_hash])
+        rows = self.processes.of_data(everyone)
         loss_sum, tokens = sum(row[0] for row in rows), int(sum(row[1] for row in rows))
         loss = loss_sum / max(tokens, 1)
-        grad_norm = self._scale_and_clip(self.processes.world / max(tokens, 1))
+        factor = self.processes.data_world / max(tokens, 1)  # gradients are averaged over the processes
+        grad_norm = self.processes.scale_and_clip(self.model, factor, self.gradient_clip)
         self._check_finite(loss, grad_norm)
         learning_rate = self.schedule(self.state.step)
         for group in self.optimizer.param_groups:
@@ -134,16 +135,8 @@ class Trainer:
             elapsed_s=self.state.elapsed_s + seconds,
             sample_hash=join_hashes([split_hash(self.state.sample_hash), *(row[3:] for row in rows)]),
         )
-        self.stop_signal = int(max(row[2] for row in rows))
+        self.stop_signal = int(max(row[2] for row in everyone))
         return StepRecord(self.state, loss, loss_sum, tokens, learning_rate, grad_norm, seconds)
-
-    def _scale_and_clip(self, factor: float) -> float:
-        """Multiply the gradient by `factor`, then clip it; returns its norm in between."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        limit = math.inf if self.gradient_clip is None else self.gradient_clip
-        norm: Any = self.processes.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return float(norm)
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):

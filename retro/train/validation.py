@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 
+from retro.model.retro import RetroModel
 from retro.train.data import Sequences
 from retro.train.distributed import Processes
 from retro.train.state import TrainState, ValidationRecord
@@ -24,32 +24,36 @@ class Validation:
         self.sequences = min(sequences, len(dataset))
 
     @torch.no_grad()
-    def run(self, model: nn.Module, processes: Processes, state: TrainState) -> ValidationRecord:
+    def run(self, model: RetroModel, processes: Processes, state: TrainState) -> ValidationRecord:
         """Evaluate `model` (as it is without the distributed wrapper, uncompiled); the same record in every process."""
-        own = np.arange(processes.rank, self.sequences, processes.world)
+        own = np.arange(processes.data_rank, self.sequences, processes.data_world)
+        # Where layers are gathered, all processes make as many passes as the first one, whose share is the largest.
+        largest = -(-self.sequences // processes.data_world) if processes.sharded else len(own)
         nats, tokens, text_bytes = 0.0, 0, 0
         training = model.training
         model.eval()
-        for start in range(0, len(own), self.batch):
-            batch = self.dataset.__getitems__(own[start : start + self.batch])
-            tensors = batch.to_torch(processes.device)
-            with processes.autocast():
-                # `forward` and not a call: a compiled model would be compiled a second time, without gradients.
-                output = model.forward(
-                    tensors.tokens_BN,
-                    tensors.neighbors_BLKR,
-                    tensors.neighbor_mask_BLKR,
-                    targets_BN=tensors.targets_BN,
-                    loss_mask_BN=tensors.loss_mask_BN,
-                    document_starts_BN=tensors.document_starts_BN,
-                    chunk_ends_BL=tensors.chunk_ends_BL,
-                    reduction="sum",
-                )
-            nats += float(output.loss)
-            tokens += int(batch.loss_mask_BN.sum())
-            text_bytes += int(self.byte_lengths[batch.targets_BN[batch.loss_mask_BN]].sum())
+        with processes.evaluate(model) as forward:
+            for start in range(0, largest, self.batch):
+                ids = own[start : start + self.batch]
+                batch = self.dataset.__getitems__(ids if len(ids) else np.arange(1))
+                tensors = batch.to_torch(processes.device)
+                with processes.autocast():
+                    output = forward(
+                        tensors.tokens_BN,
+                        tensors.neighbors_BLKR,
+                        tensors.neighbor_mask_BLKR,
+                        targets_BN=tensors.targets_BN,
+                        loss_mask_BN=tensors.loss_mask_BN,
+                        document_starts_BN=tensors.document_starts_BN,
+                        chunk_ends_BL=tensors.chunk_ends_BL,
+                        reduction="sum",
+                    )
+                if len(ids):
+                    nats += float(output.loss)
+                    tokens += int(batch.loss_mask_BN.sum())
+                    text_bytes += int(self.byte_lengths[batch.targets_BN[batch.loss_mask_BN]].sum())
         model.train(training)
-        rows = processes.gather([nats, float(tokens), float(text_bytes)])
+        rows = processes.of_data(processes.gather([nats, float(tokens), float(text_bytes)]))
         nats = sum(row[0] for row in rows)
         tokens, text_bytes = int(sum(row[1] for row in rows)), int(sum(row[2] for row in rows))
         return ValidationRecord(
