@@ -13,11 +13,12 @@ class PlanConfig:
     """Read by `retro train --plan` only; a run finds out by itself what it runs on. Raises ConfigError.
 
     devices: processes of the whole run, one device each. device: cpu, or the name of a GPU, which gives its memory
-    and its peak (an unknown name is answered with the known ones); memory_gib: of one device, in GiB, instead of the named one's; without
-    either no plan is refused. peak_tflops of the configuration takes precedence over the named device's. mfu: share of
-    the peak that the model's operations reach (model FLOPs utilisation). neighbor_share: share of the chunks that have
-    neighbors; counts for operations, while memory is planned for all of them. base: the model that `init_from` or
-    `retrofit.base` names, as a section or a file of configs/model, needed where that is not there yet.
+    and its peak (an unknown name is answered with the known ones); memory_gib: of one device, in GiB, instead of
+    the named one's; without either no plan is refused. peak_tflops of the configuration takes precedence over the
+    named device's. mfu: share of the peak that the model's operations reach (model FLOPs utilisation).
+    neighbor_share: share of the chunks that have neighbors; counts for operations, while memory is planned for all
+    of them. base: the model that `init_from` or `retrofit.base` names, as a section or a file of configs/model,
+    needed where that is not there yet.
     """
 
     devices: int = 1
