@@ -35,6 +35,7 @@ from retro.train.environment import describe_environment
 from retro.train.initial import InitialWeights, open_start
 from retro.train.parallel.placement import build_model
 from retro.train.peak import Peak, device_peak
+from retro.train.plan.start import warn_of_shortage
 from retro.train.randomness import restore_generators, seed_process
 from retro.train.run_folder import RunFolder, silent_log
 from retro.train.state import TrainState
@@ -86,6 +87,8 @@ def train(config: TrainConfig) -> Outcome:
                 log.info(f"{folder.path}: finished at step {step}; nothing to do")
                 return Outcome(folder.path, TrainState(step=step), None)
         peak = device_peak(processes.device, config.precision, config.peak_tflops)
+        for line in warn_of_shortage(config, processes.device, processes.world):
+            log.warning(line)
         trainer = _build_trainer(config, data, identity, folder, processes, log, latest, initial, peak)
         if processes.is_main:
             folder.write_config(config)

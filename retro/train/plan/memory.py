@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from retro.config.model import ModelConfig
 from retro.config.train import TrainConfig
 from retro.data.loader import split_batch
+from retro.model.activations.attention import Arithmetic
+from retro.model.activations.segments import Batch, most_activations
 from retro.train.parallel.mesh import lay_out
-from retro.train.plan.activations import Batch, most_activations
-from retro.train.plan.attention_bytes import Arithmetic
 from retro.train.plan.devices import GIB
 from retro.train.plan.parameters import Parameter, list_parameters
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from retro.config.model import ModelConfig
+from retro.model.activations.attention import Arithmetic, Norm, attention_kept, projections_kept
 from retro.model.decoder import decoder_attention_shape
 from retro.model.encoder import encoder_attention_shape
 from retro.nn.cross_entropy import positions_per_block
-from retro.train.plan.attention_bytes import Arithmetic, Norm, attention_kept, projections_kept
 
 Part = Literal["decoder", "cross_attention", "encoder"]
 
