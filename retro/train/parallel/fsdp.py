@@ -42,8 +42,8 @@ def shard_model(model: RetroModel, mesh: DeviceMesh, config: ParallelConfig, pre
 
 
 def units(model: RetroModel) -> list[nn.Module]:
-    """The modules that are gathered as one each, besides the model itself."""
-    encoder = [] if model.encoder is None else list(model.encoder.layers)
+    """The modules that are gathered as one each, besides the model itself; all of them run in every forward pass."""
+    encoder = [] if model.encoder is None or model.retrieval_is_off else list(model.encoder.layers)
     return [*model.layers, *encoder]
 
 

@@ -1,0 +1,188 @@
+"""Short trainings without a run folder, for comparing layouts of processes: losses, gradient norms, final weights."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from retro.artifacts.release import open_release
+from retro.config.loader import from_dict
+from retro.config.train import TrainConfig
+from retro.data.tokenizer import open_tokenizer
+from retro.model.retrofit import freeze_backbone
+from retro.optim.adamw import build_adamw
+from retro.optim.schedules import warmup_cosine
+from retro.train.callbacks.base import Callback
+from retro.train.data import open_data, resolve_vocabulary
+from retro.train.distributed import open_processes
+from retro.train.parallel.placement import build_model
+from retro.train.randomness import seed_process
+from retro.train.run import build_loader
+from retro.train.state import StepRecord, ValidationRecord
+from retro.train.trainer import Trainer
+from retro.train.validation import Validation
+from tests.train import releases
+
+
+@dataclass
+class Curve:
+    """What a training did; weights float32 by name, whole."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    #: Calls of collectives in the last step, by name.
+    collectives: dict[str, int] = field(default_factory=dict)
+    #: Scalars that this process holds of the parameters.
+    held: int = 0
+
+
+class _Recorder(Callback):
+    name = "recorder"
+    every_process = True
+
+    def __init__(self, curve: Curve, validation: Validation | None, every: int) -> None:
+        self.curve, self.validation, self.every = curve, validation, every
+
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
+        self.curve.losses.append(record.loss)
+        self.curve.norms.append(record.grad_norm)
+        if self.validation is not None and record.state.step % self.every == 0:
+            trainer.announce_validation(self.validation.run(trainer.model, trainer.processes, record.state))
+
+    def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
+        self.curve.validations.append(record.loss)
+
+
+class _WithoutNeighbors:
+    """A data set some of whose sequences lack every neighbor."""
+
+    def __init__(self, dataset: Any, which: str) -> None:
+        self.dataset, self.which = dataset, which
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, ids: Any) -> Any:
+        batch = self.dataset.__getitems__(ids)
+        masked = np.ones(len(ids), bool) if self.which == "all" else np.asarray(ids) % 2 == 0
+        batch.neighbor_mask_BLKR[masked] = False
+        return batch
+
+
+def train_curve(settings: dict[str, Any], without_neighbors: str = "", rehearse: bool = False) -> Curve:
+    """Train as `settings` (releases.settings) say, without files. Every process of the default group calls it.
+
+    without_neighbors: "some" or "all" sequences have none; rehearse: with torch.compile as the run compiles.
+    """
+    config = from_dict(TrainConfig, settings)
+    processes = open_processes(config)
+    release = open_release(config.release)
+    tokenizer = open_tokenizer(release.tokenizer)
+    config = resolve_vocabulary(config, tokenizer)
+    data = open_data(config, release, tokenizer)
+    if without_neighbors:
+        object.__setattr__(data, "train", _WithoutNeighbors(data.train, without_neighbors))
+    model = build_model(config.model, processes, config.seed)
+    model.checkpointed = frozenset(config.activation_checkpointing)
+    if config.freeze_backbone:
+        freeze_backbone(model)
+    seed_process(config.seed, processes)
+    betas = (config.beta1, config.beta2)
+    optimizer = build_adamw(
+        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas, eps=config.adam_eps
+    )
+    schedule = partial(
+        warmup_cosine, steps=config.steps, warmup_steps=2, peak=config.learning_rate, minimum=config.min_learning_rate
+    )
+    curve = Curve()
+    validation = None
+    if data.validation is not None:
+        count = config.validate_sequences
+        validation = Validation(data.validation, data.byte_lengths, sequences=count, batch=1)
+    trainer = Trainer(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=build_loader(config, data, processes),
+        processes=processes,
+        steps=config.steps,
+        gradient_clip=config.gradient_clip,
+        callbacks=[_Recorder(curve, validation, config.validate_every)],
+    )
+    if rehearse:
+        import logging
+
+        from retro.train.run import _compile
+
+        _compile(trainer, logging.getLogger("compile"))
+    curve.held = sum(local(p).numel() for p in model.parameters())
+    last = trainer.steps
+    trainer.steps = last - 1
+    trainer.fit()
+    trainer.steps = last
+    if rehearse:  # a compiled program cannot be looked into
+        trainer.fit()
+    else:
+        with counted_collectives() as counts:
+            trainer.fit()
+        curve.collectives = dict(counts)
+    curve.weights = {name: whole(p).numpy().copy() for name, p in model.named_parameters()}
+    return curve
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def counted_collectives() -> Iterator[Counter[str]]:
+    """Counts gathers and sums of this process by the name of the operation that torch's dispatcher sees."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    counts: Counter[str] = Counter()
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace in ("c10d", "_c10d_functional"):
+                counts[func.__name__.split(".")[0]] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        yield counts
+
+
+def join(rank: int, world: int, folder: Path, number: int = 0) -> None:
+    """Make accelerate see a process of torchrun; the default group may be there already."""
+    sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in sizes.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29511")
+    if world > 1 and not dist.is_initialized():
+        store = dist.FileStore(str(folder / f"store-{number}"), world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    torch.set_num_threads(1)
+
+
+def parity_settings(release: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a few steps that every part of the model takes part in."""
+    values = releases.settings(release, Path("unused"), changes.pop("retro", True), steps=6, validate_every=3)
+    model = {**values["model"], **changes.pop("model", {})}
+    return {**values, "model": model, "micro_batch": 1, "global_batch": 4, **changes}
