@@ -48,6 +48,18 @@ def compile_or_stay_eager(
     return True
 
 
+def why_not_compiled(device: torch.device) -> str:
+    """What is in the way of compiling for `device`, in one line; empty where it works.
+
+    A sharded model is not rehearsed to find that out: a process that gave up would leave the others waiting.
+    """
+    try:
+        torch.compile(lambda x: x * 2 + 1, fullgraph=True, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ""
+
+
 def _compile_layers(model: RetroModel) -> None:
     first = next((layer for layer in model.layers if layer.cross_attention is not None), None)
     for layer in model.layers:

@@ -74,11 +74,13 @@ class Processes:
 
     @contextmanager
     def accumulate(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Context of one micro-batch through what `wrap` gave: gradients are exchanged with the last one only."""
+        """Context of one micro-batch through what `wrap` gave: gradients are exchanged with the last one only, unless
+        fsdp is to exchange them with each."""
         if self.sharded:
-            from retro.train.parallel.fsdp import set_last_micro_batch
+            from retro.train.parallel.fsdp import set_micro_batch
 
-            set_last_micro_batch(model, last, keep_gathered=not self.parallel.reshard_after_forward)
+            exchange = last or self.parallel.exchange == "micro_batch"
+            set_micro_batch(model, exchange, free=last or self.parallel.reshard_after_forward)
             yield
         elif last or self.mesh is not None:
             yield

@@ -52,13 +52,12 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def set_last_micro_batch(model: nn.Module, last: bool, keep_gathered: bool) -> None:
-    """Gradients are exchanged after the last micro-batch of a step only; keep_gathered: weights stay gathered from one
-    micro-batch to the next."""
+def set_micro_batch(model: nn.Module, exchange: bool, free: bool) -> None:
+    """For the next backward pass: whether gradients are exchanged after it, and whether gathered weights are freed then
+    or kept for the next micro-batch."""
     assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(last)
-    if keep_gathered:
-        model.set_reshard_after_backward(last)
+    model.set_requires_gradient_sync(exchange)
+    model.set_reshard_after_backward(free)
 
 
 def reshard(model: nn.Module) -> None:

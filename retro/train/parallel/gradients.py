@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch.distributed.tensor import DTensor
 
 #: Bytes of gradients that are sent together.
 BUCKET_BYTES = 64 * 2**20
+#: Buckets under way at a time: what is held besides the gradients.
+_IN_FLIGHT = 2
 
 
 @torch.no_grad()
@@ -69,16 +72,22 @@ def average_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGro
             parameter.grad = torch.zeros_like(parameter)
     if world == 1:
         return
-    pending: list[tuple[dist.Work | None, Tensor, list[Tensor]]] = []
+    pending: deque[tuple[dist.Work | None, Tensor, list[Tensor]]] = deque()
     for bucket in _buckets([local_part(p.grad) for p in parameters if p.grad is not None]):
+        if len(pending) == _IN_FLIGHT:
+            _receive(*pending.popleft(), world)
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         pending.append((dist.all_reduce(flat, group=group, async_op=True), flat, bucket))
-    for work, flat, bucket in pending:
-        if work is not None:
-            work.wait()
-        flat.div_(world)
-        parts = flat.split([gradient.numel() for gradient in bucket])
-        torch._foreach_copy_(bucket, [part.view(g.shape) for part, g in zip(parts, bucket, strict=True)])
+    for sent in pending:
+        _receive(*sent, world)
+
+
+def _receive(work: dist.Work | None, flat: Tensor, bucket: list[Tensor], world: int) -> None:
+    if work is not None:
+        work.wait()
+    flat.div_(world)
+    parts = flat.split([gradient.numel() for gradient in bucket])
+    torch._foreach_copy_(bucket, [part.view(g.shape) for part, g in zip(parts, bucket, strict=True)])
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -138,8 +138,8 @@ def _reduce_bytes(config: TrainConfig) -> int:
 
 def _whole_gradients(config: TrainConfig, layout: Layout, trained: list[Parameter]) -> int:
     """fsdp sums the gradients of all but a step's last micro-batch where they are made, and exchanges them once: until
-    then every process holds those of all matrices whole."""
-    if layout.shard == 1 or layout.micro_batches == 1:
+    then every process holds those of all matrices whole, unless they are exchanged with every micro-batch."""
+    if layout.shard == 1 or layout.micro_batches == 1 or config.parallel.exchange == "micro_batch":
         return 0
     return sum(p.local for p in trained if p.is_sharded) * _reduce_bytes(config)
 
