@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retro.config.model import ModelConfig
 from retro.model.mimetic import set_mimetic
 from retro.model.random_stream import stream
-from retro.model.shards import fill_parameter
+from retro.model.shards import fill_parameter, row_orders
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -23,13 +23,14 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     weights 0, gates as configured.
     """
     with torch.no_grad():
+        orders = row_orders(model)
         for name, parameter in model.named_parameters():
-            _initialise_one(name, parameter, config, seed)
+            _initialise_one(name, parameter, orders.get(name), config, seed)
         if config.attention_init == "mimetic":
             set_mimetic(model, config, seed)
 
 
-def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
+def _initialise_one(name: str, parameter: Tensor, row_order: Tensor | None, config: ModelConfig, seed: int) -> None:
     if name.endswith(".cross_attention.gate"):
         parameter.fill_(config.gate.of_layer(config.cross_attention_layers.index(int(name.split(".")[1]) + 1)))
         return
@@ -43,4 +44,4 @@ def _initialise_one(name: str, parameter: Tensor, config: ModelConfig, seed: int
     generator = stream(seed, name)
     # Drawn on the CPU in float32 whatever the model's device and dtype: the start does not depend on them.
     drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
-    fill_parameter(parameter, drawn)
+    fill_parameter(parameter, drawn, row_order)

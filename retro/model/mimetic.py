@@ -43,12 +43,13 @@ def set_mimetic(model: nn.Module, config: ModelConfig, seed: int) -> None:
     if encoder is not None and encoder.input is not None:
         weight = encoder.input.weight
         drawn = _orthonormal(weight.shape[0], weight.shape[1], stream(seed, "encoder.input.mimetic"))
-        fill_parameter(weight, drawn)
+        fill_parameter(encoder.input.weight, drawn)
         space = drawn.to(weight.dtype).float()
     for number, layer in enumerate(cast(Any, model).layers):
         attention = layer.attention
         query, key, value, out = _weights(attention.shape, config.width, None, stream(seed, f"layers.{number}.mimetic"))
-        fill_parameter(attention.query_key_value.weight, torch.cat((query, key, value)))
+        fused = attention.query_key_value
+        fill_parameter(fused.weight, torch.cat((query, key, value)), fused.row_order)
         fill_parameter(attention.out.weight, out)
         _sharpen(attention)
         if layer.cross_attention is not None:
@@ -56,7 +57,8 @@ def set_mimetic(model: nn.Module, config: ModelConfig, seed: int) -> None:
             generator = stream(seed, f"layers.{number}.cross_attention.mimetic")
             query, key, value, out = _weights(attention.shape, config.width, space, generator)
             fill_parameter(attention.query.weight, query)
-            fill_parameter(attention.key_value.weight, torch.cat((key, value)))
+            fused = attention.key_value
+            fill_parameter(fused.weight, torch.cat((key, value)), fused.row_order)
             fill_parameter(attention.out.weight, out)
             _sharpen(attention)
 

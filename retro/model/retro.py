@@ -16,6 +16,7 @@ from retro.model.initialise import initialise
 from retro.model.inputs import check_inputs
 from retro.model.loss import ModelOutput, token_loss
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval, plan_static_retrieval
+from retro.model.shards import local_part
 from retro.nn.documents import documents_of
 from retro.nn.linear import Embedding, Linear
 from retro.nn.norm import build_norm
@@ -268,7 +269,7 @@ class RetroModel(nn.Module):
             if layer.cross_attention is not None and layer.cross_attention.is_off
         }
         unused = [
-            p.sum()
+            local_part(p).sum()
             for name, p in self.named_parameters()
             if p.requires_grad and is_retrieval_parameter(name) and (not used or name.startswith(tuple(off)))
         ]

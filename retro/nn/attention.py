@@ -6,6 +6,8 @@ products and one rotation serves queries and keys together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,43 @@ class AttentionShape:
     smear_keys: bool
     norm_eps: float
     dropout: float
+
+
+@dataclass(frozen=True)
+class HeadShare:
+    """The part of an attention layer's heads that this process computes: the `rank`-th of `world` equal ones, each of
+    neighboring heads."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, num_heads: int) -> int:
+        """How many of `num_heads` heads the part has."""
+        return num_heads // self.world
+
+    @contextmanager
+    def draws(self, device: torch.device, dropout: float) -> Iterator[None]:
+        """Context of attention dropout: the parts of one layer draw different numbers, and all go on alike afterwards.
+
+        The processes' generators must be in the same state before."""
+        if self.world == 1 or dropout == 0.0:
+            yield
+            return
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        # Of a generator on a GPU too the state is kept by the host: nothing waits for the device.
+        generator = _default_generator(device)
+        state = generator.get_state()
+        generator.manual_seed(seed + self.rank)
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator
 
 
 def attend(
@@ -98,7 +137,11 @@ class KeySmear(nn.Module):
 
     def mix(self, previous: Tensor, keys: Tensor) -> Tensor:
         """Smeared keys from the keys [..., Hkv, E] and those of the tokens before."""
-        return torch.lerp(previous, keys, torch.sigmoid(self.weight).to(keys.dtype).unsqueeze(-1))
+        return torch.lerp(previous, keys, torch.sigmoid(self.head_weights()).to(keys.dtype).unsqueeze(-1))
+
+    def head_weights(self) -> Tensor:
+        """The weights of the heads whose keys are mixed, [Hkv]."""
+        return self.weight
 
 
 class HeadPreparation(nn.Module):
@@ -135,9 +178,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, shape: AttentionShape, causal: bool):
         super().__init__()
         self.shape = shape
+        self.share = HeadShare()
         self.causal = causal
-        heads = shape.num_heads + 2 * shape.num_kv_heads
-        self.query_key_value = Linear(width, heads * shape.head_width, bias=shape.bias)
+        parts = tuple(heads * shape.head_width for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads))
+        self.query_key_value = Linear(width, sum(parts), bias=shape.bias, parts=parts)
         self.preparation = HeadPreparation(shape)
         self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
 
@@ -194,10 +238,13 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attention of projected heads, and the output projection: [S, T, D]. Arguments as in `forward`."""
         dropout = self.shape.dropout if self.training else 0.0
-        if documents is not None:
-            return self.out(attend_documents(queries, keys, values, documents, dropout))
-        allowed = None if mask is None else mask[:, None, None, :]
-        return self.out(attend(queries, keys, values, mask=allowed, causal=self.causal, dropout=dropout))
+        with self.share.draws(queries.device, dropout):
+            if documents is not None:
+                mixed = attend_documents(queries, keys, values, documents, dropout)
+            else:
+                allowed = None if mask is None else mask[:, None, None, :]
+                mixed = attend(queries, keys, values, mask=allowed, causal=self.causal, dropout=dropout)
+        return self.out(mixed)
 
     def mix_cached(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `mix` for the last token of each sequence: queries [S, 1, H, E], keys and values of all its tokens [S, T,
@@ -206,12 +253,12 @@ class SelfAttention(nn.Module):
 
     @property
     def _heads(self) -> list[int]:
-        return [self.shape.num_heads, self.shape.num_kv_heads]
+        return [self.share.of(self.shape.num_heads), self.share.of(self.shape.num_kv_heads)]
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads of queries and keys side by side, and of values."""
         heads = self.query_key_value(x).unflatten(-1, (-1, self.shape.head_width))
-        query_key, values = heads.split((sum(self._heads), self.shape.num_kv_heads), dim=2)
+        query_key, values = heads.split((sum(self._heads), self._heads[1]), dim=2)
         return query_key, values
 
 
@@ -224,8 +271,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, key_width: int, shape: AttentionShape):
         super().__init__()
         self.shape = shape
+        self.share = HeadShare()
         self.query = Linear(width, shape.num_heads * shape.head_width, bias=shape.bias)
-        self.key_value = Linear(key_width, 2 * shape.num_kv_heads * shape.head_width, bias=shape.bias)
+        parts = (shape.num_kv_heads * shape.head_width,) * 2
+        self.key_value = Linear(key_width, sum(parts), bias=shape.bias, parts=parts)
         self.preparation = HeadPreparation(shape)
         self.out = Linear(shape.num_heads * shape.head_width, width, bias=shape.bias)
 
@@ -245,11 +294,8 @@ class CrossAttention(nn.Module):
         """queries [S, T, H, E], keys and values [S, T', Hkv, E], mask bool [S, T'] (at least one True per row).
 
         Returns [S, T, width]."""
-        mixed = attend(
-            queries,
-            keys,
-            values,
-            mask=None if mask is None else mask[:, None, None, :],
-            dropout=self.shape.dropout if self.training else 0.0,
-        )
+        dropout = self.shape.dropout if self.training else 0.0
+        allowed = None if mask is None else mask[:, None, None, :]
+        with self.share.draws(queries.device, dropout):
+            mixed = attend(queries, keys, values, mask=allowed, dropout=dropout)
         return self.out(mixed)

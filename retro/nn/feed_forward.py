@@ -31,7 +31,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.kind = kind
         self.recompute = recompute
-        self.up = Linear(width, 2 * hidden if kind == "swiglu" else hidden, bias=bias)
+        parts = (hidden, hidden) if kind == "swiglu" else (hidden,)
+        self.up = Linear(width, sum(parts), bias=bias, parts=parts)
         self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

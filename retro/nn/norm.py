@@ -24,12 +24,16 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width], any float dtype; the result has x's dtype. Computed in float32 at least."""
         exact = x if x.dtype == torch.float64 else x.float()
-        weight = self.weight.to(exact.dtype)
+        weight = self.scale().to(exact.dtype)
         # A few rows, as decoding has them: torch's own has the smaller overhead.
         few = x.numel() <= _FEW and not torch.is_grad_enabled()
         if x.device.type == "cpu" and not few and not torch.compiler.is_compiling():
             return _EagerRMSNorm.apply(exact, weight, self.eps).to(x.dtype)
         return F.rms_norm(exact, (self.width,), weight, self.eps).to(x.dtype)
+
+    def scale(self) -> Tensor:
+        """The factors [width]."""
+        return self.weight
 
 
 class _EagerRMSNorm(torch.autograd.Function):

@@ -8,15 +8,20 @@ and global shapes are those of one process without parallelism. Nothing here com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from retro.model.shards import row_orders
+from retro.train.parallel.row_pieces import RowPieces
 
 
 def named_model_state(model: nn.Module) -> dict[str, Any]:
     """Parameters and buffers by name; they share memory with the model, so loading into them fills it."""
-    return dict(model.state_dict())
+    orders = row_orders(model)
+    return {name: _placed(value, orders.get(name)) for name, value in model.state_dict().items()}
 
 
 def named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, create: bool = False) -> dict[str, Any]:
@@ -28,12 +33,13 @@ def named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, cr
     """
     if create and not optimizer.state:
         _create_state(optimizer)
-    out = {}
+    out, orders = {}, row_orders(model)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"optimizer state {key!r} of {name}: expected a tensor, found {type(value).__name__}")
-            out[f"{name}.{key}"] = value.detach()
+            order = orders.get(name) if value.shape == parameter.shape else None
+            out[f"{name}.{key}"] = _placed(value.detach(), order)
     return out
 
 
@@ -46,7 +52,12 @@ def fill_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, ent
     optimizer.state.clear()
     for full, value in entries.items():
         name, _, key = full.rpartition(".")
-        optimizer.state[parameters[name]][key] = value
+        optimizer.state[parameters[name]][key] = value.tensor if isinstance(value, RowPieces) else value
+
+
+def _placed(tensor: Tensor, order: Tensor | None) -> Any:
+    """The tensor, or what tells the places of its rows where they are not in order."""
+    return tensor if order is None else RowPieces(cast(DTensor, tensor), order)
 
 
 @torch.no_grad()
