@@ -27,8 +27,10 @@ from retro.train.callbacks.metrics_file import MetricsFile
 from retro.train.callbacks.progress import Progress
 from retro.train.callbacks.utilisation import Utilisation
 from retro.train.callbacks.validator import Validator
-from retro.train.checkpoint import Identity, check_identity, latest_checkpoint, load_checkpoint
-from retro.train.compiled import compile_or_stay_eager
+from retro.train.checkpointing.identity import Identity, check_identity
+from retro.train.checkpointing.peers import Peers, open_peers
+from retro.train.checkpointing.resume import newest_checkpoint, resume
+from retro.train.compiled import compile_or_stay_eager, why_not_compiled
 from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
 from retro.train.environment import describe_environment
@@ -36,7 +38,7 @@ from retro.train.initial import InitialWeights, open_start
 from retro.train.parallel.placement import build_model
 from retro.train.peak import Peak, device_peak
 from retro.train.plan.start import warn_of_shortage
-from retro.train.randomness import restore_generators, seed_process
+from retro.train.randomness import seed_process
 from retro.train.run_folder import RunFolder, silent_log
 from retro.train.state import TrainState
 from retro.train.trainer import Trainer
@@ -65,7 +67,8 @@ def train(config: TrainConfig) -> Outcome:
     release = open_release(config.release)
     tokenizer = open_tokenizer(release.tokenizer)
     folder = RunFolder(config)
-    config, initial = open_start(config, release, tokenizer, latest_checkpoint(folder.checkpoints))
+    peers = open_peers(processes)
+    config, initial = open_start(config, release, tokenizer, newest_checkpoint(folder.checkpoints, peers))
     config = resolve_vocabulary(config, tokenizer)
     data = open_data(config, release, tokenizer)
     identity = Identity(
@@ -80,7 +83,7 @@ def train(config: TrainConfig) -> Outcome:
             stack.enter_context(folder.lock())
             log = stack.enter_context(folder.log())
         processes.wait()  # the others look for checkpoints only when the main process holds the folder
-        latest = latest_checkpoint(folder.checkpoints)
+        latest = newest_checkpoint(folder.checkpoints, peers)
         if latest is not None:
             step = check_identity(latest, identity)
             if step >= config.steps:
@@ -89,7 +92,7 @@ def train(config: TrainConfig) -> Outcome:
         peak = device_peak(processes.device, config.precision, config.peak_tflops)
         for line in warn_of_shortage(config, processes.device, processes.world):
             log.warning(line)
-        trainer = _build_trainer(config, data, identity, folder, processes, log, latest, initial, peak)
+        trainer = _build_trainer(config, data, identity, folder, processes, peers, log, latest, initial, peak)
         if processes.is_main:
             folder.write_config(config)
             folder.write_release(release.path)
@@ -128,6 +131,7 @@ def _build_trainer(
     identity: Identity,
     folder: RunFolder,
     processes: Processes,
+    peers: Peers,
     log: logging.Logger,
     latest: Path | None,
     initial: InitialWeights | None,
@@ -149,15 +153,18 @@ def _build_trainer(
         betas=(config.beta1, config.beta2),
         eps=config.adam_eps,
     )
-    callbacks = build_callbacks(config, data, identity, folder, processes, log, peak)
+    callbacks = build_callbacks(config, data, identity, folder, processes, peers, log, peak)
     state = TrainState()
     if latest is not None:
-        resumed = load_checkpoint(latest, model=model, optimizer=optimizer, identity=identity)
-        state = resumed.state
-        restore_generators(resumed.rng, processes)
-        for callback in callbacks:
-            if callback.name in resumed.callbacks:
-                callback.load_state(resumed.callbacks[callback.name])
+        state = resume(
+            latest,
+            model=model,
+            optimizer=optimizer,
+            callbacks=callbacks,
+            identity=identity,
+            processes=processes,
+            peers=peers,
+        )
     schedule = partial(
         warmup_cosine,
         steps=config.steps,
@@ -185,6 +192,7 @@ def build_callbacks(
     identity: Identity,
     folder: RunFolder,
     processes: Processes,
+    peers: Peers,
     log: logging.Logger,
     peak: Peak,
 ) -> list[Callback]:
@@ -221,7 +229,16 @@ def build_callbacks(
         )
         callbacks.append(Validator(validation, config.validate_every))
     callbacks.append(
-        Checkpointer(folder.checkpoints, identity, every=config.checkpoint_every, keep=config.keep_checkpoints)
+        Checkpointer(
+            folder.checkpoints,
+            identity,
+            every=config.checkpoint_every,
+            keep=config.keep_checkpoints,
+            keep_best=config.keep_best,
+            asynchronous=config.async_checkpoints,
+            keep_start=config.on_nonfinite == "rollback",
+            peers=peers,
+        )
     )
     return callbacks
 
@@ -232,7 +249,16 @@ def _compile(trainer: Trainer, log: logging.Logger) -> None:
     loader = trainer.loader
     batch = loader.dataset.__getitems__([i % len(loader.dataset) for i in range(loader.micro_batch)])
     trainer.model.train()
-    if compile_or_stay_eager(trainer.model, lambda: trainer.forward_backward(batch, last=False), log.warning):
+    processes = trainer.processes
+    sharded = processes.sharded  # then a pass without the exchange of gradients would leave them behind
+    if sharded:
+        reason = why_not_compiled(processes.device)
+        failed = [rank for rank, (works,) in enumerate(processes.gather([float(not reason)])) if not works]
+        if failed:
+            log.warning(f"compile: true does not work in process(es) {failed}, training runs without it ({reason})")
+            return
+    rehearse = partial(trainer.forward_backward, batch, last=sharded)
+    if compile_or_stay_eager(trainer.model, rehearse, log.warning, by_layer=sharded):
         log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -11,24 +12,30 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from retro.artifacts.manifest import MANIFEST_NAME
+from retro.artifacts.manifest import MANIFEST_NAME, describe_file
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.config.loader import from_dict
 from retro.config.model import ModelConfig
 from retro.config.train import TrainConfig, result_fields
 from retro.model import RetroModel
 from retro.optim.adamw import build_adamw
-from retro.train import checkpoint
 from retro.train.checkpoint import (
     Identity,
     Resumed,
     describe_differences,
     list_checkpoints,
     load_checkpoint,
-    optimizer_tensors,
     save_checkpoint,
 )
+from retro.train.checkpointing import save as saving
+from retro.train.checkpointing.folders import point_best
+from retro.train.checkpointing.peers import CheckpointError
+from retro.train.checkpointing.save import Retention, take_snapshot, write_snapshot
+from retro.train.checkpointing.serialize import _DTYPES, write_safetensors
+from retro.train.checkpointing.staging import Staging
+from retro.train.parallel.state import named_optimizer_state
 from retro.train.state import TrainState
 
 CONFIG = ModelConfig(vocab_size=7, width=8, num_layers=1, num_heads=1, chunk_length=2, cross_attention_layers=(1,))
@@ -62,6 +69,13 @@ def load(path: Path, identity: Identity = IDENTITY) -> Resumed:
     return load_checkpoint(path, model=model, optimizer=optimizer, identity=identity)
 
 
+def save_best(folder: Path, step: int, best: int | None) -> None:
+    """The newest one and the best one are kept."""
+    model, optimizer = make(step)
+    resumed = Resumed(TrainState(step), {"cpu": torch.get_rng_state()[None]}, {})
+    write_snapshot(folder, take_snapshot(model, optimizer, resumed), IDENTITY, Retention(1, best))
+
+
 def test_gives_back_exactly_what_was_saved(tmp_path: Path):
     path = save(tmp_path, 3)
     assert path.name == "step_000003"
@@ -73,8 +87,8 @@ def test_gives_back_exactly_what_was_saved(tmp_path: Path):
     assert resumed.rng["cpu"].dtype == torch.uint8
     for name, tensor in saved_model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    expected = optimizer_tensors(saved_model, saved_optimizer)
-    found = optimizer_tensors(model, optimizer)
+    expected = named_optimizer_state(saved_model, saved_optimizer)
+    found = named_optimizer_state(model, optimizer)
     assert expected.keys() == found.keys()
     assert len(expected) == 3 * len(list(model.parameters()))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -176,7 +190,7 @@ def test_differences_name_fields_that_only_one_side_has():
     assert describe_differences({"config": {"a": [1]}}, {"config": {"a": [1]}}) == ""
 
 
-@pytest.mark.parametrize("moment", ["save_file", "write_json_atomic", "write_manifest", "replace", "rmtree"])
+@pytest.mark.parametrize("moment", ["write_safetensors", "write_json_atomic", "write_manifest", "replace", "rmtree"])
 def test_dying_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     save(tmp_path, 1, keep=1)
 
@@ -193,7 +207,7 @@ def test_dying_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypat
         elif moment == "rmtree":  # in the middle of the deletion of the old one
             patch.setattr(shutil, "rmtree", lambda _, ignore_errors=False: None if ignore_errors else die())
         else:
-            patch.setattr(checkpoint, moment, die)
+            patch.setattr(saving, moment, die)
         with pytest.raises(Died):
             save(tmp_path, 2, keep=1)
     found = list_checkpoints(tmp_path)
@@ -205,11 +219,124 @@ def test_dying_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypat
 
 
 def test_optimizer_state_of_other_parameters_is_refused(tmp_path: Path):
-    model, optimizer = make()
-    tensors = optimizer_tensors(model, optimizer)
-    name = next(iter(tensors))
-    with pytest.raises(ArtifactMismatchError, match="other parameters"):
-        checkpoint.fill_optimizer(tmp_path, {f"x{name}": tensors[name]}, model, optimizer)
-    with pytest.raises(ArtifactMismatchError, match="expected shape"):
-        wrong = {n: torch.zeros(3, 3) if t.ndim else t for n, t in tensors.items()}
-        checkpoint.fill_optimizer(tmp_path, wrong, model, optimizer)
+    path = save(tmp_path, 1)
+    file = path / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    for altered, message in (
+        ({f"x{n}" if n == name else n: t for n, t in tensors.items()}, f"other parameters.*{name}"),
+        ({n: torch.zeros(3, 3) if n == name else t for n, t in tensors.items()}, r"expected shape .*found \[3, 3\]"),
+    ):
+        save_file(altered, file)
+        manifest = json.loads((path / MANIFEST_NAME).read_text())
+        manifest["files"] = [describe_file(path / entry["name"]) for entry in manifest["files"]]
+        (path / MANIFEST_NAME).write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactMismatchError, match=message):
+            load(path)
+
+
+def test_before_the_first_step_there_is_no_optimizer_state(tmp_path: Path):
+    """A rollback may go back to the start: the optimizer is then as if it had never stepped."""
+    model, optimizer = make(3, trained=False)
+    path = save(tmp_path, 0, model=model, optimizer=optimizer)
+    assert load_file(path / "optimizer.safetensors") == {}
+    later, stepped = make(5)
+    load_checkpoint(path, model=later, optimizer=stepped, identity=IDENTITY)
+    assert not stepped.state
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), later.parameters(), strict=True))
+
+
+def test_the_files_are_those_of_safetensors_itself(tmp_path: Path):
+    """Older versions of this project read them, and resumed runs hash the same."""
+    path = save(tmp_path / "new", 2)
+    model, optimizer = make(2)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "model", metadata={"format": "pt"})
+    save_file(named_optimizer_state(model, optimizer), tmp_path / "optimizer")
+    for name in ("model", "optimizer"):
+        assert (path / f"{name}.safetensors").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_any_dtype_and_shape_is_written_as_safetensors_writes_it(tmp_path: Path):
+    tensors = {
+        f"{name}{number}": (torch.rand(3, number + 1) * 9).to(dtype)
+        for number, dtype in enumerate(_DTYPES)
+        for name in ("b", "a.\u00fc", 'q"\\', "n\n")
+    }
+    tensors |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(3.0), "strided": torch.rand(4, 6)[:, ::2]}
+    record = write_safetensors(tmp_path / "ours", tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert record == describe_file(tmp_path / "ours")
+    with pytest.raises(TypeError, match=r"c: tensors of torch\.complex64"):
+        write_safetensors(tmp_path / "complex", {"c": torch.zeros(1, dtype=torch.complex64)})
+
+
+def test_the_best_one_is_kept_and_linked(tmp_path: Path):
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    for step, best in ((1, None), (2, 2), (3, 2), (4, None)):
+        save_best(tmp_path, step, best)
+    assert names() == ["best", "step_000002", "step_000004"]
+    assert (tmp_path / "best").resolve() == tmp_path / "step_000002"
+    assert load(tmp_path / "best").state.step == 2
+    save_best(tmp_path, 5, 5)
+    save_best(tmp_path, 6, 5)
+    assert names() == ["best", "step_000005", "step_000006"]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 6]
+
+
+def test_a_link_to_a_best_one_that_is_gone_is_removed(tmp_path: Path):
+    save_best(tmp_path, 1, 1)
+    shutil.rmtree(tmp_path / "step_000001")
+    point_best(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_a_run_may_have_followed_the_link(tmp_path: Path):
+    save_best(tmp_path / "run", 1, 1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert not (tmp_path / "copy" / "best").is_symlink()
+    save_best(tmp_path / "copy", 2, 1)
+    assert (tmp_path / "copy" / "best").resolve() == tmp_path / "copy" / "step_000001"
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["best", "step_000001", "step_000002"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
+    save(tmp_path / "run", 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "optimizer.safetensors"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "write_safetensors", full)
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path / "run", 2)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: the checkpoint of step 2 could not be written: No space left on device "
+        "(optimizer.safetensors); make room or let the run write there, and start the run again, it resumes from its "
+        "newest checkpoint"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step_000001"]  # nothing half written takes room
+
+
+def test_a_copy_is_not_changed_by_training(tmp_path: Path):
+    model, optimizer = make(4)
+    resumed = Resumed(TrainState(7), {"cpu": torch.get_rng_state()[None]}, {})
+    staging = Staging()
+    take_snapshot(model, optimizer, resumed, staging=staging)  # buffers of an earlier one are used again
+    snapshot = take_snapshot(model, optimizer, resumed, staging=staging)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected_state = {name: tensor.clone() for name, tensor in named_optimizer_state(model, optimizer).items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    path = write_snapshot(tmp_path, snapshot, IDENTITY, Retention(1))
+    found = load_file(path / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    found = load_file(path / "optimizer.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected_state.items())
+    # No third copy however many are made.
+    assert len(staging._buffers) == len(expected) + len(expected_state)
