@@ -10,12 +10,11 @@ from retro.nn.short_attention import MOST_SCORES
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are held. product: bytes of what matrix products give; residual: of the residual stream; on_cpu:
-    which kernels there are; tensor: processes that share the heads and the hidden units of each layer; frozen: the
-    decoder has no gradients of weights."""
+    """How numbers are held. product: bytes of what matrix products give (2 under autocast to bfloat16; the residual
+    stream is float32); on_cpu: which kernels there are; tensor: processes that share the heads and the hidden units of
+    each layer; frozen: the decoder has no gradients of weights."""
 
     product: int
-    residual: int = 4
     on_cpu: bool = False
     tensor: int = 1
     frozen: bool = False
@@ -37,8 +36,7 @@ class Norm:
         """Statistics, and the normed values as the matrix product after it takes them. Not the input: that is the
         residual stream, which others keep too."""
         statistics = 8 if self.kind == "layernorm" else 4
-        copy = 4 * self.width if self.kind == "rmsnorm" and arithmetic.residual < 4 else 0  # RMSNorm works in float32
-        return tokens * (statistics + copy + arithmetic.product * self.width * trained)
+        return tokens * (statistics + arithmetic.product * self.width * trained)
 
 
 def attention_kept(
@@ -82,8 +80,8 @@ def projections_kept(
     if shape.smear_keys:
         kept += keys * kv * width * size * (2 if shape.qk_norm else 1)  # the keys before, and normed ones
     if _is_written_out(queries_per_row, keys_per_query, shape, arithmetic):
-        # Copies were made of all; float32 norms still hold the projection that they are views of.
-        holds = shape.qk_norm and size == 4
+        # Copies were made of all; float32 norms, and smearing without norms, still hold the projection.
+        holds = (size == 4) if shape.qk_norm else shape.smear_keys
         return kept + ((both + keys * kv) * width * size if holds else 0)
     prepared = rotated or shape.qk_norm or shape.smear_keys
     kept += (both if prepared or not fused else 0) * width * size  # rotated queries and keys

@@ -16,6 +16,9 @@ from retro.model.decoder import decoder_attention_shape
 from retro.model.encoder import encoder_attention_shape
 from retro.nn.cross_entropy import positions_per_block
 
+#: Bytes of a number of the residual stream.
+RESIDUAL = 4
+
 Part = Literal["decoder", "cross_attention", "encoder"]
 
 
@@ -95,7 +98,7 @@ def forward_segments(
     config: ModelConfig, batch: Batch, arithmetic: Arithmetic, checkpointed: frozenset[str]
 ) -> Iterator[Segment]:
     """The segments in the order of the forward pass."""
-    residual = arithmetic.residual * config.width * batch.tokens
+    residual = RESIDUAL * config.width * batch.tokens
     first = min(config.cross_attention_layers) if batch.chunks else config.num_layers + 1
     # Of a frozen decoder nothing is kept before the first place that a trained weight has reached.
     yield _segment("decoder", _embedding(config, batch, arithmetic), 0, "", checkpointed, 0)
@@ -123,7 +126,9 @@ def encoder_segments(
     tokens, width, shape = batch.neighbor_tokens, config.encoder_width, encoder_attention_shape(config)
     arithmetic = replace(arithmetic, frozen=False)
     product, dropout = arithmetic.product, config.encoder.dropout > 0
-    residual = tokens * width * arithmetic.residual
+    residual = tokens * width * RESIDUAL
+    # Norms keep their input in float32; what flows is what the input projection, a product, has made of it.
+    stream = tokens * width * (RESIDUAL if width == config.width else product)
     norm, chunk_norm = Norm(config.norm, width), Norm(config.norm, config.width)
     mask = tokens * width * arithmetic.mask if dropout else 0
     start = tokens * 8  # ids
@@ -131,10 +136,10 @@ def encoder_segments(
         start += tokens * config.width * product
     if config.embedding_norm:
         start += tokens * (config.width * 4 + 4)
-    start += tokens * width * (arithmetic.residual if arithmetic.on_cpu else 1) if dropout else 0
+    start += tokens * width * (RESIDUAL if arithmetic.on_cpu else 1) if dropout else 0
     # Activations of the retrieving chunks, cut out of the sequences.
     conditioned = bool(config.encoder.cross_attention_layers)
-    start += batch.queries * config.width * arithmetic.residual if conditioned and batch.sequences > 1 else 0
+    start += batch.queries * config.width * RESIDUAL if conditioned and batch.sequences > 1 else 0
     yield _segment("encoder", start, 0, "", checkpointed, 0)
     hidden = config.encoder_ffn_size // arithmetic.tensor * (2 if config.ffn == "swiglu" else 1)
     for number in range(1, config.encoder.num_layers + 1):
@@ -147,14 +152,22 @@ def encoder_segments(
             inside += norm.kept(tokens, arithmetic) + chunk_norm.kept(batch.queries, arithmetic) + mask + residual
             sizes = (tokens, batch.queries, batch.chunk_length, row, shape, arithmetic)
             inside += projections_kept(*sizes, fused=False, rotated=True) + attention_kept(*sizes)
-        inside += residual + norm.kept(tokens, arithmetic) + mask + tokens * hidden * product
+        inside += residual + norm.kept(tokens, arithmetic) + mask + tokens * hidden * product + residual - stream
         # The feed-forward block's activation is made again, and has a gradient like its input.
         working = 2 * residual + tokens * product * (hidden + 2 * config.encoder_ffn_size // arithmetic.tensor)
-        yield _segment("encoder", inside, residual, "encoder", checkpointed, working)
-    # The normed result is read by every RETRO layer: as it is where it has the products' dtype, else through copies.
-    keeps_result = product == arithmetic.residual or "cross_attention" in checkpointed
-    final = norm.kept(tokens, arithmetic, trained=False) + residual * (1 + keeps_result)
+        yield _segment("encoder", inside, stream, "encoder", checkpointed, working)
+    # Every RETRO layer reads the normed result, as it is where it has the products' dtype, else through copies.
+    result = encoded_bytes(config, arithmetic)
+    keeps_result = product == result or "cross_attention" in checkpointed
+    final = norm.kept(tokens, arithmetic, trained=False) + residual + tokens * width * result * keeps_result
     yield _segment("encoder", final, 0, "", checkpointed, residual)
+
+
+def encoded_bytes(config: ModelConfig, arithmetic: Arithmetic) -> int:
+    """Bytes of a number of the encoder's result. A GPU's autocast has layer norms give float32."""
+    if config.encoder_width == config.width or (config.norm == "layernorm" and not arithmetic.on_cpu):
+        return RESIDUAL
+    return arithmetic.product
 
 
 def loss_bytes(config: ModelConfig, batch: Batch, arithmetic: Arithmetic) -> int:
@@ -167,7 +180,7 @@ def loss_bytes(config: ModelConfig, batch: Batch, arithmetic: Arithmetic) -> int
     states = batch.tokens * config.width
     logits = block * config.vocab_size * (4 if product == 4 else 6)
     # Hidden states, those of the scored positions, their gradient; with bfloat16 products, copies of it and the matrix.
-    hidden = states * (arithmetic.residual * 2 + product + (product if product < 4 else 0))
+    hidden = states * (RESIDUAL * 2 + product + (product if product < 4 else 0))
     copies = matrix * product * (0 if product == 4 else 1 if frozen else 2)
     return logits + hidden + copies + (0 if frozen else 4 * matrix)
 
@@ -192,7 +205,7 @@ def _embedding(config: ModelConfig, batch: Batch, arithmetic: Arithmetic) -> int
     if config.embedding_norm:
         kept += batch.tokens * (config.width * 4 + 4)
     if config.dropout:
-        kept += batch.tokens * config.width * (arithmetic.residual if arithmetic.on_cpu else 1)
+        kept += batch.tokens * config.width * (RESIDUAL if arithmetic.on_cpu else 1)
     return kept
 
 
@@ -213,7 +226,7 @@ def _self_attention(config: ModelConfig, batch: Batch, arithmetic: Arithmetic) -
 def _feed_forward(config: ModelConfig, batch: Batch, arithmetic: Arithmetic, checkpointed: frozenset[str]) -> Segment:
     """`finish`: the feed-forward block. A serial layer's input is kept by its norm, a parallel one's by attention."""
     tokens, product, hidden = batch.tokens, arithmetic.product, config.ffn_size // arithmetic.tensor
-    residual = tokens * config.width * arithmetic.residual
+    residual = tokens * config.width * RESIDUAL
     inside = Norm(config.norm, config.width).kept(tokens, arithmetic, trained=not arithmetic.frozen)
     # GELU: its input, and its result as the input of `down`; SwiGLU: gate and value, silu(gate), and their product.
     widths = (3 if config.ffn == "swiglu" else 1) + (not arithmetic.frozen)
@@ -231,11 +244,11 @@ def _cross_attention(
     shape, product = decoder_attention_shape(config), arithmetic.product
     queries, keys = batch.queries, batch.neighbor_tokens
     row = batch.num_neighbors * batch.retrieved
-    residual = batch.tokens * config.width * arithmetic.residual
+    residual = batch.tokens * config.width * RESIDUAL
     inside = Norm(config.norm, config.width).kept(queries, arithmetic)
     # The query blocks are cut out of the sequences.
-    inside += queries * config.width * arithmetic.residual
-    if product < arithmetic.residual:
+    inside += queries * config.width * RESIDUAL
+    if product < encoded_bytes(config, arithmetic):
         inside += keys * config.encoder_width * product
     sizes = (queries, keys, row, batch.chunk_length, shape, arithmetic)
     inside += projections_kept(*sizes, fused=False, rotated=True) + attention_kept(*sizes)
@@ -244,7 +257,7 @@ def _cross_attention(
     if config.gate.kind == "learned":
         inside += queries * config.width * product
     kv = 2 * config.kv_heads // arithmetic.tensor * config.head_size
-    working = 2 * residual + keys * (config.encoder_width * arithmetic.residual + 2 * kv * product)
+    working = 2 * residual + keys * (config.encoder_width * RESIDUAL + 2 * kv * product)
     whole = _segment("cross_attention", inside, 0, "cross_attention", checkpointed, working)
     if "cross_attention" in checkpointed:
         return replace(whole, kept=residual)
