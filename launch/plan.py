@@ -51,6 +51,10 @@ def added_environment(config: LaunchConfig, cores: int) -> dict[str, str]:
     if config.processes > 1 or config.node_range[1] > 1:
         if config.chosen_starter != "srun":
             added.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+            if config.node_range[1] > 1 and config.chosen_starter == "torchrun":
+                # With a shared store the agents remember the first meeting's address (torch 2.13), and a machine that
+                # replaces a lost one waits in vain for somebody to say it: the run never goes on.
+                added.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         if config.rendezvous.interface is not None:
             # Without it gloo takes the address of the host name, which often is 127.0.0.1.
             added.setdefault("GLOO_SOCKET_IFNAME", config.rendezvous.interface)
