@@ -1,9 +1,9 @@
 """Batch scripts for Slurm, and the sbatch commands that submit them. Pure: text from configuration and facts.
 
 A job's steps are told to stop before its time limit (SIGUSR1 to training, SIGTERM to others); training checkpoints and
-says 75, and the script puts the job back with `scontrol requeue`, a bounded number of times. A preempted job is put
-back by Slurm (--requeue), as is one whose node failed. A cancelled one gets SIGTERM in its batch shell too and stays
-cancelled.
+says 75, and the script puts the job back with `scontrol requeue`, a bounded number of times; so it does when a job
+that is to be preempted stops within its grace time. Without one Slurm puts it back (--requeue), as it does when a node
+fails. A cancelled job says 75 too; its state is CANCELLED by then, and it stays so.
 """
 
 from __future__ import annotations
@@ -156,25 +156,25 @@ def _run(config: LaunchConfig, program: Program, facts: Facts) -> list[str]:
         f"mkdir -p -- {exits}",
         f'export RETRO_EXIT_FILE={exits}/"$SLURM_JOB_ID"',
         'rm -f -- "$RETRO_EXIT_FILE"',
-        "cancelled=0",
-        # scancel and preemption tell this shell too, the warning before a time limit does not.
-        "trap 'cancelled=1' TERM",
-        "trap : USR1 USR2",
+        "trap : TERM USR1 USR2  # this shell has to outlive its step",
         "code=0",
         f"srun {' '.join(options)} {step} || code=$?",
-        'if [ "$code" = 0 ] && [ -s "$RETRO_EXIT_FILE" ]; then read -r code < "$RETRO_EXIT_FILE"; fi',
+        'if [ -s "$RETRO_EXIT_FILE" ]; then read -r code < "$RETRO_EXIT_FILE"; fi',
         "me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "me=${me:-$SLURM_JOB_ID} count=${SLURM_RESTART_COUNT:-0}",
         'case "$code" in',
         f"{codes})",
-        '  if [ "$cancelled" = 1 ]; then',
-        '    echo "job $me: stopped by a cancellation or a preemption, exit code $code" >&2',
-        f'  elif [ "$count" -ge {limit} ]; then',
-        f'    echo "job $me: stopped, exit code $code; put back {limit} times already, now it ends" >&2',
-        "  else",
-        f'    echo "job $me: stopped, exit code $code; back into the queue ($((count + 1)) of {limit})" >&2',
-        '    scontrol requeue "$me"',
-        "  fi ;;",
+        '  state=$(scontrol show job -o "$me" | grep -o "JobState=[A-Z_]*")',
+        '  case "$state" in',
+        "  JobState=RUNNING|JobState=TIMEOUT)",
+        f'    if [ "$count" -lt {limit} ]; then',
+        f'      echo "job $me: stopped with exit code $code; back into the queue ($((count + 1)) of {limit})" >&2',
+        '      scontrol requeue "$me"',
+        "    else",
+        f'      echo "job $me: stopped with exit code $code; was put back {limit} times already and ends" >&2',
+        "    fi ;;",
+        '  *) echo "job $me: stopped with exit code $code; stays as Slurm has it ($state)" >&2 ;;',
+        "  esac ;;",
         "esac",
         'exit "$code"',
     ]
