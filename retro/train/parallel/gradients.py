@@ -54,7 +54,7 @@ def groups_of_parts(parameter: nn.Parameter) -> tuple[dist.ProcessGroup, ...]:
     if not isinstance(parameter, DTensor):
         return ()
     mesh = parameter.device_mesh
-    return tuple(mesh.get_group(i) for i, placement in enumerate(parameter.placements) if placement.is_shard())
+    return tuple(mesh.get_group(i) for i, placement in enumerate(parameter.placements) if not placement.is_replicate())
 
 
 def local_part(tensor: Tensor) -> Tensor:
