@@ -7,8 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, checkpoint_step, is_saved_model, latest_checkpoint
-from retro.artifacts.fingerprint import sha256_file
+from retro.artifacts.checkpoint_folders import (
+    CHECKPOINTS,
+    MODEL,
+    checkpoint_step,
+    compare_checksums,
+    find_checkpoint,
+    has_tensors,
+    is_saved_model,
+)
 from retro.artifacts.manifest import MANIFEST_NAME, open_manifest
 from retro.config.errors import (
     ArtifactCorruptError,
@@ -21,16 +28,16 @@ from retro.config.errors import (
 if TYPE_CHECKING:
     from retro.model import RetroModel
 
-_WEIGHTS, _CONFIG, _RUN_CONFIG, _RELEASE = "model.safetensors", "config.json", "config.yaml", "release.json"
+_CONFIG, _RUN_CONFIG, _RELEASE = "config.json", "config.yaml", "release.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A finished checkpoint, or an exported whole model.
 
-    folder: of the checkpoint; run: the run folder it lies in, None if it lies alone; step; fingerprint: SHA-256 of the
-    weights, as recorded if they are; stored: content of config.json; settings: content of the run's config.yaml
-    ({} if alone).
+    folder: of the checkpoint; run: the run folder it lies in, None if it lies alone; step; fingerprint: 16 digits of
+    the SHA-256 of the weights as one file, whatever files they are in; stored: content of config.json; settings:
+    content of the run's config.yaml ({} if alone).
     """
 
     folder: Path
@@ -47,13 +54,18 @@ class Checkpoint:
 
     def load_model(self, device: str = "cpu") -> RetroModel:
         """The model in evaluation mode. Raises ArtifactError subclasses; the weights' checksum is compared."""
-        from retro.model.weights import load_model
+        from retro.model.tensor_files import open_tensor_files
+        from retro.model.weights import load_model, weights_fingerprint
 
-        found = sha256_file(self.folder / _WEIGHTS)[:16]
-        if found != self.fingerprint:
-            raise ArtifactCorruptError(
-                f"{self.folder / _WEIGHTS}: expected sha256 {self.fingerprint}, found {found}; use another checkpoint"
-            )
+        files = open_tensor_files(self.folder, MODEL)
+        if files.index is not None:
+            compare_checksums(self.folder, open_manifest(self.folder), [path.name for path in files.all_paths])
+        else:
+            found = weights_fingerprint(self.folder)[:16]
+            if found != self.fingerprint:
+                raise ArtifactCorruptError(
+                    f"{files.files[0]}: expected sha256 {self.fingerprint}, found {found}; use another checkpoint"
+                )
         return load_model(self.folder, device)
 
     @property
@@ -91,34 +103,26 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open `path`: a run folder (its newest finished checkpoint), one checkpoint's folder, or an exported whole model
-    (`retro export format=retro`), which has no manifest to be compared with.
+    """Open `path`: a run folder (its newest finished checkpoint), one checkpoint's folder or `checkpoints/best`, or an
+    exported whole model (`retro export format=retro`), which has no manifest to be compared with.
 
     Raises ArtifactMissingError, ArtifactUnfinishedError or ArtifactCorruptError.
     """
     path = Path(path)
     if not path.is_dir():
         raise ArtifactMissingError(f"{path}: no such run or checkpoint; `retro train` makes one, or correct the path")
-    folder = path
-    if (path / CHECKPOINTS).is_dir():
-        newest = latest_checkpoint(path / CHECKPOINTS)
-        if newest is None:
-            has_any = any((path / CHECKPOINTS).glob("step_*/"))
-            error = ArtifactUnfinishedError if has_any else ArtifactMissingError
-            raise error(f"{path}/{CHECKPOINTS}: no finished checkpoint; train the run until it has saved one")
-        folder = newest
-    elif not (path / _WEIGHTS).is_file():
+    folder = find_checkpoint(path)
+    if folder is None:
+        has_any = any((path / CHECKPOINTS).glob("step_*/"))
+        error = ArtifactUnfinishedError if has_any else ArtifactMissingError
+        raise error(f"{path}/{CHECKPOINTS}: no finished checkpoint; train the run until it has saved one")
+    if folder == path and not has_tensors(path, MODEL) and not (path / MANIFEST_NAME).is_file():
         raise ArtifactMissingError(
-            f"{path}: neither a run folder with {CHECKPOINTS}/ nor a checkpoint with {_WEIGHTS}; correct the path"
+            f"{path}: neither a run folder with {CHECKPOINTS}/ nor a checkpoint with {MODEL}.safetensors or "
+            f"{MODEL}.index.json; correct the path"
         )
     run = _run_of(folder)
-    if is_saved_model(folder):
-        fingerprint = sha256_file(folder / _WEIGHTS)
-    else:
-        recorded = {entry["name"]: str(entry["sha256"]) for entry in open_manifest(folder).all_files()}
-        if _WEIGHTS not in recorded:
-            raise ArtifactCorruptError(f"{folder}/{MANIFEST_NAME}: does not record {_WEIGHTS}; use another checkpoint")
-        fingerprint = recorded[_WEIGHTS]
+    fingerprint = _fingerprint(folder)
     stored = _read_json(folder / _CONFIG)
     if "model_type" in stored:
         raise ArtifactMismatchError(
@@ -135,9 +139,30 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 of the weights: as the manifest records it if they are one file, else over their content."""
+    if is_saved_model(folder):
+        return _content_fingerprint(folder)
+    recorded = {entry["name"]: str(entry["sha256"]) for entry in open_manifest(folder).all_files()}
+    known = [name for name in (f"{MODEL}.safetensors", f"{MODEL}.index.json") if name in recorded]
+    if len(known) != 1:
+        raise ArtifactCorruptError(
+            f"{folder}/{MANIFEST_NAME}: expected a record of {MODEL}.safetensors or {MODEL}.index.json, found "
+            f"{' and '.join(known) or 'none'}; use another checkpoint"
+        )
+    return recorded[known[0]] if known[0].endswith(".safetensors") else _content_fingerprint(folder)
+
+
+def _content_fingerprint(folder: Path) -> str:
+    from retro.model.weights import weights_fingerprint
+
+    return weights_fingerprint(folder)
+
+
 def _run_of(folder: Path) -> Path | None:
-    parent = folder.resolve().parent
-    run = folder.parent.parent if parent.name == CHECKPOINTS else None
+    if folder.parent.name != CHECKPOINTS:
+        folder = folder.resolve()
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else None
     return run if run is not None and (run / _RUN_CONFIG).is_file() else None
 
 
@@ -146,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactCorruptError(f"{path}: missing; use another checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactCorruptError(f"{path}: not readable as JSON ({error}); use another checkpoint") from None
     if not isinstance(value, dict):
         raise ArtifactCorruptError(f"{path}: expected an object, found {type(value).__name__}")

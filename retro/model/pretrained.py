@@ -6,31 +6,32 @@ save_pretrained(model, "models/demo-retro")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, is_saved_model, latest_checkpoint
-from retro.artifacts.fingerprint import sha256_file
+from retro.artifacts.checkpoint_folders import CHECKPOINTS, compare_checksums, find_checkpoint, is_saved_model
 from retro.artifacts.manifest import open_manifest
 from retro.artifacts.new_folder import new_folder
-from retro.config.errors import ArtifactCorruptError, ArtifactMissingError
+from retro.config.errors import ArtifactMissingError
 from retro.config.model import ModelConfig
 from retro.model.huggingface import check_weights as check_huggingface_weights
 from retro.model.huggingface import fill_backbone, is_huggingface_folder, read_huggingface_config
 from retro.model.huggingface.weight_files import fingerprint_weights
 from retro.model.retro import RetroModel
+from retro.model.tensor_files import open_tensor_files
 from retro.model.weights import (
     CONFIG_NAME,
-    WEIGHTS_NAME,
+    WEIGHTS_STEM,
     check_weights,
     load_backbone_weights,
     load_weights,
     read_model_config,
     save_model,
+    weights_fingerprint,
 )
 
 
@@ -46,62 +47,47 @@ class Pretrained:
     config: ModelConfig
 
     def check(self) -> None:
-        """Compare the configuration with the names and shapes of the weights, and both files with the checksums that
-        a checkpoint's manifest records; a folder of `save_pretrained` has none.
+        """Compare the configuration with the names and shapes of the weights, and the files of both with the checksums
+        that a checkpoint's manifest records; a folder of `save_pretrained` has none.
 
         Raises ArtifactCorruptError, ArtifactMismatchError for weights of another model, or ArtifactUnfinishedError for
         a checkpoint without its manifest."""
-        self._check_files()
         if self.is_huggingface:
             check_huggingface_weights(self.folder)
-        else:
-            check_weights(self.folder / WEIGHTS_NAME, self.config)
-
-    def _check_files(self) -> None:
-        if self.is_huggingface or is_saved_model(self.folder):
             return
-        recorded = {entry["name"]: entry["sha256"] for entry in open_manifest(self.folder, "checkpoint").all_files()}
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            found = sha256_file(self.folder / name) if name in recorded else "no record of it"
-            if recorded.get(name) != found:
-                raise ArtifactCorruptError(
-                    f"{self.folder / name}: expected sha256 {recorded.get(name, 'in the manifest')[:16]}, found "
-                    f"{found[:16]}; use another checkpoint"
-                )
+        if not is_saved_model(self.folder):
+            manifest = open_manifest(self.folder, "checkpoint")
+            names = [path.name for path in open_tensor_files(self.folder, WEIGHTS_STEM).all_paths]
+            compare_checksums(self.folder, manifest, [*names, CONFIG_NAME])
+        check_weights(self.folder, self.config)
 
     def fingerprint(self) -> str:
-        """16 digits over the weights' content."""
+        """16 digits over the weights' content, however it is cut into files."""
         if self.is_huggingface:
             return fingerprint_weights(self.folder)
-        return sha256_file(self.folder / WEIGHTS_NAME)[:16]
+        return weights_fingerprint(self.folder)[:16]
 
     def fill(self, model: RetroModel) -> None:
         """Load all weights into a model of the same configuration.
 
         Raises ArtifactError subclasses; ArtifactCorruptError for a weight that is not finite too."""
-        self._fill(load_weights, model)
+        if self.is_huggingface:
+            fill_backbone(model, self.folder)
+        else:
+            load_weights(self.folder, model, finite=True)
 
     def fill_backbone(self, model: RetroModel) -> None:
         """Load the decoder's weights into a model of the same decoder; its retrieval parameters stay. Errors as in
         `fill`."""
-        self._fill(load_backbone_weights, model)
-
-    def _fill(self, load: Callable[[Path, RetroModel], None], model: RetroModel) -> None:
         if self.is_huggingface:
             fill_backbone(model, self.folder)
         else:
-            load(self.folder / WEIGHTS_NAME, model)
-        for name, parameter in model.named_parameters():
-            # The sum of finite numbers is finite in float64: one pass, and no tensor of truth values.
-            if not parameter.detach().sum(dtype=torch.float64).isfinite():
-                raise ArtifactCorruptError(
-                    f"{self.folder}: {name} holds numbers that are not finite; use another model"
-                )
+            load_backbone_weights(self.folder, model, finite=True)
 
 
 def open_pretrained(path: str | Path, name: str = "model") -> Pretrained:
-    """Find the model at `path`: a run folder (its newest finished checkpoint), a checkpoint folder, a folder of
-    `save_pretrained`, or a Hugging Face folder.
+    """Find the model at `path`: a run folder (its newest finished checkpoint), a checkpoint folder or
+    `checkpoints/best`, a folder of `save_pretrained`, or a Hugging Face folder.
 
     name: what error messages call the path. Raises ArtifactMissingError where there is none, and ArtifactError
     subclasses for a config.json that is broken or not supported.
@@ -109,12 +95,9 @@ def open_pretrained(path: str | Path, name: str = "model") -> Pretrained:
     path = Path(path)
     if not path.is_dir():
         raise ArtifactMissingError(f"{name}: {path}: no such run, checkpoint or model; correct the path")
-    folder: Path | None = path
-    if (path / CHECKPOINTS).is_dir():
-        folder = latest_checkpoint(path / CHECKPOINTS)
-        if folder is None:
-            raise ArtifactMissingError(f"{name}: {path}/{CHECKPOINTS}: no finished checkpoint; train that run first")
-    assert folder is not None
+    folder = find_checkpoint(path)
+    if folder is None:
+        raise ArtifactMissingError(f"{name}: {path}/{CHECKPOINTS}: no finished checkpoint; train that run first")
     if is_huggingface_folder(folder):
         return Pretrained(folder, True, read_huggingface_config(folder))
     return Pretrained(folder, False, read_model_config(folder))

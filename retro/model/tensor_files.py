@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class TensorFiles:
             if shared is None:
                 continue
             begin, extent = shared
-            target = tuple(slice(b - a, b - a + n) for a, b, n in zip(start, begin, extent, strict=True))
+            target: Any = tuple(slice(b - a, b - a + n) for a, b, n in zip(start, begin, extent, strict=True))
             source = [b - a for a, b in zip(piece.offset, begin, strict=True)]
             self._stored[piece.file][piece.key].copy_region(source, out[(*target, ...)])
         return torch.from_numpy(out).view(entry.dtype)

@@ -1,15 +1,16 @@
-"""Models on disk: `model.safetensors` (weights) and `config.json` (configuration). Nothing is ever unpickled."""
+"""Models on disk: the tensor set `model` (weights, one file or several) and `config.json` (configuration).
+
+Nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,8 +19,12 @@ from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, Art
 from retro.config.loader import from_dict, to_dict
 from retro.config.model import ModelConfig
 from retro.model.retro import RetroModel, is_retrieval_parameter
+from retro.model.shards import fill_parameter, row_orders
+from retro.model.tensor_bytes import content_sha256
+from retro.model.tensor_files import TensorFiles, open_tensor_files
 
-WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_STEM = "model"
+WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
 CONFIG_NAME = "config.json"
 
 
@@ -37,18 +42,18 @@ def save_model(folder: str | Path, model: RetroModel, extra: Mapping[str, Any] |
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RetroModel:
-    """The model that `save_model` wrote, in evaluation mode, on `device`.
+    """The model that `save_model` or a training run wrote, in evaluation mode, on `device`.
 
     Raises ArtifactMissingError, ArtifactCorruptError (not readable) or ArtifactMismatchError (weights of another
     model).
     """
     folder = Path(folder)
     config = read_model_config(folder)
-    check_weights(folder / WEIGHTS_NAME, config)
+    check_weights(folder, config)
     with torch.device("meta"):
         model = RetroModel(config)
     model.to_empty(device=device)
-    load_weights(folder / WEIGHTS_NAME, model)
+    load_weights(folder, model)
     return model.eval()
 
 
@@ -72,14 +77,12 @@ def outline(config: ModelConfig, source: str, num_tensors: int) -> RetroModel:
         ) from None
 
 
-def check_weights(path: str | Path, config: ModelConfig) -> None:
-    """Compare names and shapes of a file of `save_weights` with those of the model of `config`; reads no tensor and
+def check_weights(folder: str | Path, config: ModelConfig) -> None:
+    """Compare names and shapes of the weights in `folder` with those of the model of `config`; reads no tensor and
     makes no model. Errors as in `load_weights`."""
-    path = Path(path)
-    with _opened(path) as file:
-        shapes = _shapes(file)
-        model = outline(config, str(path.with_name(CONFIG_NAME)), len(shapes))
-        _compare(path, shapes, model.state_dict(), "weights of another model")
+    files = open_tensor_files(folder, WEIGHTS_STEM)
+    model = outline(config, str(files.folder / CONFIG_NAME), len(files.names))
+    _compare(files, model.state_dict(), "weights of another model")
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
@@ -108,49 +111,52 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
         save_file(state, temporary, metadata={"format": "pt"})
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Fill `model` from a file of `save_weights`; keys and shapes must be exactly the model's. Dtypes are converted.
+def load_weights(folder: str | Path, model: nn.Module, finite: bool = False) -> None:
+    """Fill `model` from the weights in `folder`, in one file or several; keys and shapes must be exactly the model's.
+    Dtypes are converted. Of a parameter that is spread over processes each fills its own part.
 
-    Memory: one tensor at a time besides the model. Raises ArtifactMissingError, ArtifactCorruptError or
-    ArtifactMismatchError, each one line; the model is then as it was.
+    finite: refuse numbers that are not. Memory: one tensor at a time besides the model. Raises ArtifactMissingError,
+    ArtifactCorruptError or ArtifactMismatchError, each one line and the same in all processes; the model is then as it
+    was, unless it is for a number that is not finite.
     """
-    _fill(Path(path), model.state_dict(), "weights of another model")
+    _fill(Path(folder), model, model.state_dict(), "weights of another model", finite)
 
 
-def load_backbone_weights(path: str | Path, model: nn.Module) -> None:
+def load_backbone_weights(folder: str | Path, model: nn.Module, finite: bool = False) -> None:
     """As `load_weights` from a model without retrieval of the same decoder; retrieval parameters stay as they are."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_retrieval_parameter(name)}
-    _fill(Path(path), state, "weights of another decoder")
+    _fill(Path(folder), model, state, "weights of another decoder", finite)
 
 
-@torch.no_grad()
-def _fill(path: Path, expected: Mapping[str, Tensor], otherwise: str) -> None:
-    with _opened(path) as file:
-        _compare(path, _shapes(file), expected, otherwise)
-        for name, tensor in expected.items():
-            tensor.copy_(file.get_tensor(name))
+def check_finite(folder: Path, name: str, tensor: Tensor) -> None:
+    """Raise ArtifactCorruptError unless all numbers of the weight are finite."""
+    # The sum of finite numbers is finite in float64: one pass, and no tensor of truth values.
+    if not tensor.sum(dtype=torch.float64).isfinite():
+        raise ArtifactCorruptError(f"{folder}: {name} holds numbers that are not finite; use another model")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The safetensors file; errors of reading are named."""
-    if not path.is_file():
-        raise ArtifactMissingError(f"{path}: weights not found")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactCorruptError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+def weights_fingerprint(folder: str | Path) -> str:
+    """SHA-256 of the weights in `folder`: of the file; of several, that of the one file they would make. So it does not
+    depend on how the weights are cut. Reads all of them. Errors as in `load_weights`."""
+    return content_sha256(open_tensor_files(folder, WEIGHTS_STEM))
 
 
-def _shapes(file: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+def _fill(folder: Path, model: nn.Module, expected: Mapping[str, Tensor], otherwise: str, finite: bool) -> None:
+    files = open_tensor_files(folder, WEIGHTS_STEM)
+    _compare(files, expected, otherwise)
+    orders = row_orders(model)
+    for name, tensor in expected.items():
+        whole = files.read(name)
+        if finite:
+            check_finite(folder, name, whole)
+        fill_parameter(tensor, whole, orders.get(name))
 
 
-def _compare(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor], otherwise: str) -> None:
+def _compare(files: TensorFiles, expected: Mapping[str, Tensor], otherwise: str) -> None:
+    found = {name: files.shape(name) for name in files.names}
     problem = _difference(found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     if problem:
-        raise ArtifactMismatchError(f"{path}: {otherwise}: {problem}")
+        raise ArtifactMismatchError(f"{files.index or files.files[0]}: {otherwise}: {problem}")
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

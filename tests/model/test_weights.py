@@ -127,7 +127,7 @@ def test_corrupt_configuration(folder: Path, text: str) -> None:
 )
 def test_weights_of_another_model(folder: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ArtifactMismatchError, match=message) as caught:
-        load_weights(folder / "model.safetensors", scrambled(tiny(**changes)))
+        load_weights(folder, scrambled(tiny(**changes)))
     assert "\n" not in str(caught.value)
 
 
@@ -135,7 +135,7 @@ def test_mismatch_leaves_the_model_untouched(folder: Path) -> None:
     model = scrambled(tiny(ffn_width=8), seed=5)
     before = model.embedding.weight.clone()
     with pytest.raises(ArtifactMismatchError):
-        load_weights(folder / "model.safetensors", model)
+        load_weights(folder, model)
     assert torch.equal(model.embedding.weight, before)
 
 

@@ -17,7 +17,8 @@ from retro.model.huggingface.mapping import Entry, same
 from retro.model.huggingface.settings import CONFIG_NAME, Settings, read_config_json
 from retro.model.huggingface.weight_files import WeightFiles
 from retro.model.retro import RetroModel, is_retrieval_parameter
-from retro.model.weights import outline
+from retro.model.shards import fill_parameter, row_orders
+from retro.model.weights import check_finite, outline
 
 ARCHITECTURES = {entry.model_type: entry for entry in (GPT2, LLAMA, GPT_NEOX)}
 
@@ -65,18 +66,20 @@ def check_weights(folder: str | Path) -> None:
 def fill_backbone(model: RetroModel, folder: str | Path) -> None:
     """Copy the folder's weights into the decoder of `model`, whose retrieval parameters stay as they are.
 
-    Nothing is copied unless all of it fits. Memory: one tensor at a time besides the model. Raises as
-    `read_huggingface_config`, and ArtifactCorruptError (truncated files) or ArtifactMismatchError (a tensor missing,
-    unknown, or of another shape; another model).
+    Nothing is copied unless all of it fits. Memory: one tensor at a time besides the model; of a parameter that is
+    spread over processes each fills its own part. Raises as `read_huggingface_config`, and ArtifactCorruptError
+    (truncated files, numbers that are not finite) or ArtifactMismatchError (a tensor missing, unknown, or of another
+    shape; another model).
     """
     folder = Path(folder)
     architecture, config = _open_config(folder)
     with WeightFiles(folder) as files:
         entries, names = _checked_entries(folder, architecture, config, files, model)
-        state = model.state_dict()
+        state, orders = model.state_dict(), row_orders(model)
         for entry in entries:
-            parts = [files.read(names[name]) for name in entry.theirs]
-            state[entry.ours].copy_(entry.join(parts))
+            whole = entry.join([files.read(names[name]) for name in entry.theirs])
+            check_finite(folder, entry.ours, whole)
+            fill_parameter(state[entry.ours], whole, orders.get(entry.ours))
 
 
 def _checked_entries(
