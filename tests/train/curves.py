@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,7 +20,7 @@ from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retrofit import freeze_backbone
-from retro.optim.adamw import build_adamw
+from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
 from retro.train.callbacks.base import Callback
 from retro.train.data import open_data, resolve_vocabulary
@@ -101,10 +99,7 @@ def train_curve(settings: dict[str, Any], without_neighbors: str = "", rehearse:
     if config.freeze_backbone:
         freeze_backbone(model)
     seed_process(config.seed, processes)
-    betas = (config.beta1, config.beta2)
-    optimizer = build_adamw(
-        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas, eps=config.adam_eps
-    )
+    optimizer = build_optimizer(config, model)
     schedule = partial(
         warmup_cosine, steps=config.steps, warmup_steps=2, peak=config.learning_rate, minimum=config.min_learning_rate
     )
@@ -170,15 +165,16 @@ def counted_collectives() -> Iterator[Counter[str]]:
         yield counts
 
 
-def join(rank: int, world: int, folder: Path, number: int = 0) -> None:
-    """Make accelerate see a process of torchrun; the default group may be there already."""
+def train_curves(rank: int, world: int, jobs: list[tuple[dict[str, Any], str]]) -> list[Curve]:
+    """`train_curve` of every job, in a process of tests.train.worlds."""
+    join(rank, world)
+    return [train_curve(*job) for job in jobs]
+
+
+def join(rank: int, world: int) -> None:
+    """Make accelerate see a process of torchrun, where the default group is there already."""
     sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ.update({name: str(value) for name, value in sizes.items()}, MASTER_ADDR="127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29511")
-    if world > 1 and not dist.is_initialized():
-        store = dist.FileStore(str(folder / f"store-{number}"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    torch.set_num_threads(1)
+    os.environ.update({name: str(value) for name, value in sizes.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
 
 
 def parity_settings(release: Path, **changes: Any) -> dict[str, Any]:
