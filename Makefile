@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# Tests run side by side, a file in one of so many processes, each with one thread.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 
 .PHONY: help install demo test test-slow check clean
 
@@ -34,10 +37,10 @@ check: $(STAMP)
 	@$(BIN)/mypy
 
 test: check
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+	@$(PYTEST) -m slow $(TEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -54,6 +54,7 @@ extras = {
         "datasketch>=2,<3",  # a test compares the layout of bands with its own
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.6",
         "mypy>=1.11",
