@@ -6,7 +6,7 @@ are planned as all real, as a batch may have them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -53,8 +53,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the forward pass, bytes. kept: until its backward pass; whole: what would be without activation
-    checkpointing; working: gradients within it at a time, while its backward pass runs."""
+    """A stretch of the forward pass, bytes. kept: until its backward pass; whole: once it is made again
+    where it is checkpointed, else the same; working: gradients within it at a time, while its backward pass runs."""
 
     part: Part
     kept: int
@@ -84,12 +84,12 @@ def most_activations(
 ) -> Activations:
     """The most bytes of one forward and backward pass: at its middle, or when a checkpointed part is made again."""
     segments = list(forward_segments(config, batch, arithmetic, checkpointed))
-    whole = _by_part(segments, "whole")
-    best = Activations(_by_part(segments, "kept"), 0, loss_bytes(config, batch, arithmetic), whole)
+    whole = _by_part(forward_segments(config, batch, arithmetic, frozenset()))
+    best = Activations(_by_part(segments), 0, loss_bytes(config, batch, arithmetic), whole)
     for end in range(len(segments), 0, -1):
         last = segments[end - 1]
         again = last.whole - last.kept if last.part in checkpointed else 0
-        candidate = Activations(_by_part(segments[:end], "kept"), again + last.working, 0, whole)
+        candidate = Activations(_by_part(segments[:end]), again + last.working, 0, whole)
         best = max(best, candidate, key=lambda found: found.total)
     return best
 
@@ -138,8 +138,8 @@ def encoder_segments(
         start += tokens * (config.width * 4 + 4)
     start += tokens * width * (RESIDUAL if arithmetic.on_cpu else 1) if dropout else 0
     # Activations of the retrieving chunks, cut out of the sequences.
-    conditioned = bool(config.encoder.cross_attention_layers)
-    start += batch.queries * config.width * RESIDUAL if conditioned and batch.sequences > 1 else 0
+    if batch.sequences > 1 and (config.encoder.cross_attention_layers or "encoder" in checkpointed):
+        start += batch.queries * config.width * RESIDUAL
     yield _segment("encoder", start, 0, "", checkpointed, 0)
     hidden = config.encoder_ffn_size // arithmetic.tensor * (2 if config.ffn == "swiglu" else 1)
     for number in range(1, config.encoder.num_layers + 1):
@@ -191,10 +191,10 @@ def _segment(part: Part, inside: int, inputs: int, name: str, checkpointed: froz
     return Segment(part, kept, inside + inputs, working)
 
 
-def _by_part(segments: list[Segment], field: Literal["kept", "whole"]) -> dict[str, int]:
+def _by_part(segments: Iterable[Segment]) -> dict[str, int]:
     parts: dict[str, int] = {"decoder": 0, "cross_attention": 0, "encoder": 0}
     for segment in segments:
-        parts[segment.part] += getattr(segment, field)
+        parts[segment.part] += segment.kept
     return parts
 
 
