@@ -145,7 +145,7 @@ def _environment(config: LaunchConfig) -> list[dict[str, Any]]:
     added = {"PYTHONUNBUFFERED": "1", **added_environment(config, cores)}
     if "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in added and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in config.environment:
         added["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(max(1, config.kubernetes.grace_seconds - 10))
-    found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in added.items()]
+    found: list[dict[str, Any]] = [{"name": name, "value": _literal(value)} for name, value in added.items()]
     if config.node_range[1] > 1:
         found.append({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     return found + [
@@ -168,6 +168,11 @@ def _object_name(name: str, digest: str) -> str:
     plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].strip("-")
     plain = plain if plain[:1].isalpha() else f"job-{plain}".strip("-")  # a Service's name begins with a letter
     return f"{plain}-{digest}"
+
+
+def _literal(value: str) -> str:
+    """A variable's value, in which Kubernetes would replace $(NAME), as it is meant."""
+    return value.replace("$", "$$")
 
 
 def _bytes(gigabytes: float) -> str:

@@ -47,10 +47,10 @@ def _script(job: Job, facts: Facts) -> str:
     program = programs[0]
     lines = ["#!/bin/bash", f"# Job {job.name}, written by `retro launch`."]
     lines += [f"#SBATCH {option}" for option in _options(job, program, len(tasks), facts)]
+    lines += config.slurm.setup.splitlines()  # before `set -u`, which the functions of `module` do not bear
     lines += ["set -uo pipefail", f"cd -- {shlex.quote(facts.working_directory)} || exit 2"]
     lines += [f"export {line}" for line in _exports(config, program, facts)]
     lines += [f': "${{{name}:?is in pass_environment, but not set in this job}}"' for name in config.pass_environment]
-    lines += config.slurm.setup.splitlines()
     lines += _meeting(config)
     if tasks:
         lines.append('case "${SLURM_ARRAY_TASK_ID:?this script is for an array}" in')
@@ -159,7 +159,8 @@ def _run(config: LaunchConfig, program: Program, facts: Facts) -> list[str]:
         "trap : TERM USR1 USR2  # this shell has to outlive its step",
         "code=0",
         f"srun {' '.join(options)} {step} || code=$?",
-        'if [ -s "$RETRO_EXIT_FILE" ]; then read -r code < "$RETRO_EXIT_FILE"; fi',
+        'said=$(cat -- "$RETRO_EXIT_FILE" 2>/dev/null)',
+        'if [ "${said:-0}" != 0 ]; then code=$said; fi',
         "me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "me=${me:-$SLURM_JOB_ID} count=${SLURM_RESTART_COUNT:-0}",
         'case "$code" in',
