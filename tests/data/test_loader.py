@@ -67,6 +67,15 @@ def test_stream_is_the_epochs_one_after_the_other() -> None:
         assert np.array_equal(stream.take(start, stop), whole[start:stop])
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 64, 999, 1000, 1001])
+def test_a_stream_that_is_sorted_piece_by_piece_is_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retro.data.order._BLOCK", 77)
+    whole = np.concatenate([sample_order(1000, 4, epoch) for epoch in range(3)])
+    stream = SampleStream(1000, seed=4, window=window)
+    for start, stop in ((0, 30), (30, 31), (990, 1010), (2500, 3000), (3, 4), (0, 3000)):
+        assert np.array_equal(stream.take(start, stop), whole[start:stop])
+
+
 def test_the_stream_is_the_same_for_every_world_size_and_number_of_workers(data: RetroDataset) -> None:
     steps = 6  # several epochs
     assert steps * G > 2 * len(data)
