@@ -76,7 +76,7 @@ def remove_dead_temporaries(folder: str | Path, name: str | None = None) -> list
         except OSError:
             continue  # gone meanwhile, not ours to write, or no file
         try:
-            if _lock(descriptor, wait=False):
+            if lock_file(descriptor, wait=False):
                 path.unlink(missing_ok=True)
                 removed.append(path)
         except OSError:
@@ -96,7 +96,7 @@ def _create_locked(path: Path) -> tuple[Path, int]:
         except FileExistsError:
             continue
         try:
-            _lock(descriptor, wait=True)
+            lock_file(descriptor, wait=True)
             # Between creation and lock somebody may have taken it for a dead writer's.
             if os.path.samestat(os.stat(temporary), os.fstat(descriptor)):
                 return temporary, descriptor
@@ -109,14 +109,16 @@ def _create_locked(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Take the exclusive lock of an open file; False if another holds it or if there are no locks here."""
+def lock_file(descriptor: int, wait: bool) -> bool:
+    """Take the exclusive lock of an open file or folder; False if another holds it or if there are no locks here."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+        # EBADF: network file systems lock only what is open for writing, which a folder cannot be.
+        unavailable = (errno.EACCES, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EBADF)
+        if error.errno in (errno.EWOULDBLOCK, *unavailable):
             return False
         raise
     return True

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "serve": ("retro.cli.serve", "answer completions over HTTP with their evidence; a page to try it"),
     "export": ("retro.cli.export", "write a model as a Hugging Face folder, or whole for retro itself"),
+    "checkpoint": ("retro.cli.checkpoint", "look at checkpoints, cut them into other files, average them"),
     "search": ("retro.cli.search", "search the database of a release"),
     "launch": ("retro.cli.launch", "start a command on several processes"),
     "report": ("retro.cli.report", "compare runs: tables on the terminal and one self-contained HTML file"),
@@ -78,7 +79,7 @@ def run_command(command: Callable[[], int]) -> int:
 
 def _usage() -> str:
     lines = ["usage: retro COMMAND ...", "", "Pretraining language models with retrieval.", "", "commands:"]
-    lines += [f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "`retro COMMAND --help` explains one command. README.md shows the whole way."]
     return "\n".join(lines)
 

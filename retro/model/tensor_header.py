@@ -19,22 +19,23 @@ import torch
 
 from retro.config.errors import ArtifactCorruptError
 
+#: In the order in which the library lays tensors out, the last ones first.
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
     "F8_E5M2": torch.float8_e5m2,
     "F8_E4M3": torch.float8_e4m3fn,
-    "U16": torch.uint16,
     "I16": torch.int16,
+    "U16": torch.uint16,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "U32": torch.uint32,
     "I32": torch.int32,
+    "U32": torch.uint32,
     "F32": torch.float32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
     "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
 }
 _LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
 _LARGEST = 2**63
