@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-
-def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the trainable parameters with and without weight decay, in the model's order; tied ones once.
-
-    Decayed: everything with two dimensions or more, the embedding included: without decay its norm grows for the whole
-    run, and a tied embedding is the output matrix. Not decayed: norm scales, biases and per-head scalars, for which 0
-    is no neutral value.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [name for name, p in named if p.ndim >= 2], [name for name, p in named if p.ndim < 2]
+from retro.optim.groups import decay_groups, split_by_mesh
 
 
 def build_adamw(
@@ -26,15 +19,21 @@ def build_adamw(
     pass over memory.
     """
     parameters = dict(model.named_parameters())
-    decayed, plain = decay_groups(model)
-    groups = [
-        {"params": [parameters[name] for name in decayed], "weight_decay": weight_decay},
-        {"params": [parameters[name] for name in plain], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate,
-        betas=betas,
-        eps=eps,
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters.values()),
-    )
+    decayed, plain = ([parameters[name] for name in names] for names in decay_groups(model))
+    return adamw_over(decayed, plain, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, eps=eps)
+
+
+def adamw_over(
+    decayed: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> torch.optim.AdamW:
+    """AdamW over parameters with and without weight decay, plain or sharded ones."""
+    groups = [{"params": group, "weight_decay": weight_decay} for group in split_by_mesh(decayed)]
+    groups += [{"params": group, "weight_decay": 0.0} for group in split_by_mesh(plain)]
+    fused = all(p.device.type in ("cpu", "cuda") for p in (*decayed, *plain))
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)

@@ -19,7 +19,7 @@ TABLE: dict[str, set[str]] = {
     "retro.retrieval": {"retro.data", "retro.artifacts", "retro.config"},
     "retro.nn": {"retro.config"},
     "retro.model": {"retro.nn", "retro.artifacts", "retro.config"},
-    "retro.optim": {"retro.config"},
+    "retro.optim": {"retro.nn", "retro.config"},
     # retro.nn: tensor parallelism replaces layers by their shares
     "retro.train": {"retro.model", "retro.nn", "retro.optim", "retro.data", "retro.artifacts", "retro.config"},
     "retro.inference": {"retro.model", "retro.retrieval", "retro.data", "retro.artifacts", "retro.config"},
