@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from retro.config.command_line import CommandParser
-from retro.config.errors import ConfigError
+from retro.config.errors import EXIT_REQUEUE, ConfigError, RetroError
 from retro.config.loader import load_config
 from retro.config.train import TrainConfig
+from retro.train.signals import Interrupted, StopRequest, stop_on_signal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,14 +32,35 @@ def build_parser() -> argparse.ArgumentParser:
         "--plan",
         action="store_true",
         help="train nothing: print parameters, memory by part, operations and time on the hardware of section plan "
-        "(plan.devices=64 plan.device=H100 plan.mfu=0.4 ...), and refuse what cannot fit",
+        "(plan.devices=64 plan.device=H100 plan.mfu=0.3 ...), and refuse what cannot fit",
     )
     parser.add_argument("--json", action="store_true", help="with --plan: as one JSON object")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 128 + the number of the signal that stopped training; errors are RetroError."""
+    """Returns 0 when all steps are made; EXIT_REQUEUE (75) when SIGTERM, SIGUSR1 or SIGUSR2 stopped the run after a
+    step and its checkpoint is written; 130 for SIGINT; 128 + number for a second signal, without a checkpoint. Errors
+    are RetroError. The main process also writes the code into the file that RETRO_EXIT_FILE names."""
+    # Before torch is imported, which takes seconds: a signal is noted from here on.
+    with stop_on_signal() as request:
+        try:
+            code = _main(argv, request)
+        except RetroError as error:
+            _say_exit_code(error.exit_code)
+            raise
+        except Interrupted as interrupted:
+            code = 128 + interrupted.signal
+            print(
+                f"ended at once by a second signal ({interrupted.signal.name}), without a checkpoint; the same command "
+                "resumes from the newest one",
+                file=sys.stderr,
+            )
+        _say_exit_code(code)
+        return code
+
+
+def _main(argv: Sequence[str] | None, request: StopRequest) -> int:
     arguments = build_parser().parse_args(argv)
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     if arguments.plan:
@@ -45,8 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--json: is read with --plan only; remove it")
     from retro.train.run import train
 
-    stopped = train(config).stopped_by
-    return 0 if stopped is None else 128 + stopped
+    stopped = train(config, request).stopped_by
+    if stopped is None:
+        return 0
+    return 128 + stopped if stopped == signal.SIGINT else EXIT_REQUEUE
+
+
+def _say_exit_code(code: int) -> None:
+    """torchrun and srun hide the codes of what they start; whoever asks for it finds it in a file."""
+    from launch.exit_file import from_environment, write_exit_code
+
+    file = from_environment()
+    if file is not None and os.environ.get("RANK", "0") == "0":
+        write_exit_code(file, code)
 
 
 def _plan(config: TrainConfig, as_json: bool) -> int:

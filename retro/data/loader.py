@@ -73,6 +73,10 @@ class TrainLoader:
         keeps and `start_sample` takes."""
         return self._start + self._taken // self.micro_batches_per_step * self.global_batch
 
+    def seek(self, start_sample: int) -> None:
+        """Continue at this position of the stream. Iterators made before must not be used any more."""
+        self._start, self._taken, self._hash = start_sample, 0, 0
+
     def take_hash(self) -> int:
         """`sample_hash` (order.py) of what this rank has taken since the last call or `iter`, from the sample ids in
         the batches themselves. Called after a complete step; summed over the ranks it is that of the step's samples."""
@@ -207,11 +211,11 @@ def _list_some(values: list[int], about: int) -> str:
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer finishes its step and saves, and for
+    """Ctrl-C and a scheduler's signals reach all processes of a job; the trainer finishes its step and saves, and for
     that it needs its workers. They end with it (torch's watchdog)."""
     import signal
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

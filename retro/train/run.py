@@ -18,7 +18,7 @@ from retro.data.text_dataset import TextDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retro import count_parameters
 from retro.model.retrofit import freeze_backbone
-from retro.optim.adamw import build_adamw
+from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
 from retro.train.allocator import keep_freed_memory
 from retro.train.callbacks.base import Callback
@@ -29,17 +29,19 @@ from retro.train.callbacks.utilisation import Utilisation
 from retro.train.callbacks.validator import Validator
 from retro.train.checkpointing.identity import Identity, check_identity
 from retro.train.checkpointing.peers import Peers, open_peers
-from retro.train.checkpointing.resume import newest_checkpoint, resume
+from retro.train.checkpointing.resume import newest_checkpoint, restore, resume
 from retro.train.compiled import compile_or_stay_eager, why_not_compiled
 from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
 from retro.train.environment import describe_environment
 from retro.train.initial import InitialWeights, open_start
+from retro.train.nonfinite import NonfinitePolicy, position_after_rollbacks
 from retro.train.parallel.placement import build_model
 from retro.train.peak import Peak, device_peak
 from retro.train.plan.start import warn_of_shortage
 from retro.train.randomness import seed_process
 from retro.train.run_folder import RunFolder, silent_log
+from retro.train.signals import StopRequest, stop_on_signal
 from retro.train.state import TrainState
 from retro.train.trainer import Trainer
 from retro.train.validation import Validation
@@ -54,12 +56,16 @@ class Outcome:
     stopped_by: signal.Signals | None
 
 
-def train(config: TrainConfig) -> Outcome:
+def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
     """Train the run that `config` describes, from its newest checkpoint if it has one.
 
-    Raises RetroError subclasses: ConfigError, ArtifactError (release or checkpoint unusable, or of another run),
-    TrainingDivergedError.
+    request: where signals that ask to stop are noted; None = they are from here on, until this returns. Raises
+    RetroError subclasses: ConfigError, ArtifactError (release or checkpoint unusable, or of another run),
+    CheckpointError, TrainingDivergedError; Interrupted (KeyboardInterrupt) after a second signal.
     """
+    if request is None:
+        with stop_on_signal() as request:
+            return train(config, request)
     processes = open_processes(config)
     split_batch(config.global_batch, config.micro_batch, processes.data_world)  # said before anything large is opened
     if processes.device.type == "cpu":
@@ -92,7 +98,7 @@ def train(config: TrainConfig) -> Outcome:
         peak = device_peak(processes.device, config.precision, config.peak_tflops)
         for line in warn_of_shortage(config, processes.device, processes.world):
             log.warning(line)
-        trainer = _build_trainer(config, data, identity, folder, processes, peers, log, latest, initial, peak)
+        trainer = _build_trainer(config, data, identity, folder, processes, peers, log, latest, initial, peak, request)
         if processes.is_main:
             folder.write_config(config)
             folder.write_release(release.path)
@@ -100,12 +106,15 @@ def train(config: TrainConfig) -> Outcome:
         log.info(_summary(config, trainer, folder, release))
         for line in _padding(config, data) + _missing_neighbors(data):
             log.info(line)
-        if config.compile:
+        if config.compile and not trainer.agree_to_stop():
             _compile(trainer, log)
+        began = trainer.state
         state = trainer.fit()
         stopped = signal.Signals(trainer.stop_signal) if trainer.stop_signal and state.step < config.steps else None
         if stopped is None:
             log.info(f"finished: {state.step} steps, {state.tokens:,} tokens in {state.elapsed_s:.0f} s of training")
+        elif state == began:
+            log.info(f"stopped by {stopped.name} before a step was taken; nothing is lost, the same command goes on")
         else:
             log.info(f"stopped by {stopped.name} after step {state.step}; checkpoint written, the same command resumes")
     return Outcome(folder.path, state, stopped)
@@ -136,6 +145,7 @@ def _build_trainer(
     latest: Path | None,
     initial: InitialWeights | None,
     peak: Peak,
+    request: StopRequest,
 ) -> Trainer:
     # The same weights in every process and layout, and for GPT and RETRO where both have them.
     model = build_model(config.model, processes, config.seed)
@@ -146,13 +156,7 @@ def _build_trainer(
     if config.freeze_backbone:
         freeze_backbone(model)
     seed_process(config.seed, processes)
-    optimizer = build_adamw(
-        model,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
-        eps=config.adam_eps,
-    )
+    optimizer = build_optimizer(config, model)
     callbacks = build_callbacks(config, data, identity, folder, processes, peers, log, peak)
     state = TrainState()
     if latest is not None:
@@ -165,6 +169,25 @@ def _build_trainer(
             processes=processes,
             peers=peers,
         )
+        at = state
+        state = peers.ask_main(lambda: position_after_rollbacks(at, folder.incidents))
+    elif processes.is_main:
+        folder.incidents.unlink(missing_ok=True)  # of a run whose checkpoints were removed
+
+    def go_back() -> TrainState:
+        for callback in callbacks:
+            if isinstance(callback, Checkpointer):
+                callback.finish()
+        return restore(
+            folder.checkpoints,
+            model=model,
+            optimizer=optimizer,
+            callbacks=callbacks,
+            identity=identity,
+            processes=processes,
+            peers=peers,
+        )
+
     schedule = partial(
         warmup_cosine,
         steps=config.steps,
@@ -183,6 +206,13 @@ def _build_trainer(
         gradient_clip=config.gradient_clip,
         callbacks=callbacks,
         state=state,
+        nonfinite=NonfinitePolicy(
+            config.on_nonfinite,
+            config.nonfinite_limit,
+            history=folder.incidents if processes.is_main else None,
+            restore=go_back,
+        ),
+        request=request,
     )
 
 

@@ -29,6 +29,7 @@ class RunFolder:
         self.path = Path(config.run_root) / config.name
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.incidents = self.path / "incidents.jsonl"
         self.tensorboard = self.path / "tensorboard"
 
     @contextmanager

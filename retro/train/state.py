@@ -17,7 +17,9 @@ class TrainState:
 
     samples: sequences consumed, the position in the sample stream; tokens: scored tokens trained on so far;
     elapsed_s: seconds of training, without validation and checkpoints, over all sessions of the run; sample_hash: of
-    the sequences consumed and their positions, over all processes (retro/data/order.py).
+    the sequences consumed and their positions, over all processes (retro/data/order.py). skipped: of the steps, those
+    that changed no weight because their numbers were not finite; rollbacks: how often the run went back to a checkpoint
+    for that reason, after which `samples` is beyond what was left out.
     """
 
     step: int = 0
@@ -25,6 +27,13 @@ class TrainState:
     tokens: int = 0
     elapsed_s: float = 0.0
     sample_hash: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+
+    @property
+    def incidents(self) -> int:
+        """Steps with numbers that were not finite, so far."""
+        return self.skipped + self.rollbacks
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,9 @@ class StepRecord:
     """One optimizer step, over all processes and micro-batches.
 
     state: after the step; loss: nats per scored token; loss_sum: nats; tokens: scored ones; learning_rate: the one
-    used; grad_norm: before clipping; seconds: of the step, waiting for data included.
+    used; grad_norm: before clipping; seconds: of the step, waiting for data included. data_seconds: of these, what the
+    process that waited longest for its micro-batches waited; clipped: whether the gradient was; taken: False for a step
+    that was skipped because loss or gradient are not finite.
     """
 
     state: TrainState
@@ -42,14 +53,19 @@ class StepRecord:
     learning_rate: float
     grad_norm: float
     seconds: float
+    data_seconds: float = 0.0
+    clipped: bool = False
+    taken: bool = True
 
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """Validation after state.step steps. loss: nats per scored token; bits_per_byte: of the text's UTF-8 bytes."""
+    """Validation after state.step steps. loss: nats per scored token; bits_per_byte: of the text's UTF-8 bytes;
+    seconds: it took."""
 
     state: TrainState
     loss: float
     bits_per_byte: float
     tokens: int
     bytes: int
+    seconds: float = 0.0

@@ -9,6 +9,7 @@ from retro.data.batch import RetroBatch
 from retro.train.state import StepRecord, ValidationRecord
 
 if TYPE_CHECKING:
+    from retro.train.nonfinite import Incident
     from retro.train.trainer import Trainer
 
 
@@ -28,8 +29,18 @@ class Callback:
     def on_micro_batch(self, trainer: Trainer, batch: RetroBatch) -> None:
         """Before the forward pass of each micro-batch of this process."""
 
+    def on_gradient(self, trainer: Trainer, grad_norm: float) -> None:
+        """Before the optimizer moves: gradients are complete and clipped; grad_norm: before clipping."""
+
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """After every optimizer step."""
+        """After every optimizer step, and after every one that was skipped."""
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """The run has gone back to a checkpoint: trainer.state and the callback's own state are those of a run resumed
+        there, and what was written after it must go."""
+
+    def on_incident(self, trainer: Trainer, incident: Incident) -> None:
+        """Loss or gradient of a step were not finite; `incident.action` has been done about it (`stop`: follows)."""
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
         """After a validation."""
