@@ -89,8 +89,8 @@ class LaunchConfig:
     array: key -> values; every combination is one task, with key=value appended to a `retro` command, and `@{key}` in
     any argument replaced. array_tasks: so many tasks of the same command, told apart by SLURM_ARRAY_TASK_ID
     (`retro prep run --rank auto`). jobs: a chain instead of the command after `--`. requeues: how often a job that
-    stopped with exit code 75 (time limit, preemption) is put back, None = 20. All of them not for type local; arrays
-    and chains for slurm.
+    stopped with exit code 75 (time limit, preemption) is put back, None = 20 (Slurm, Kubernetes). Arrays and chains are
+    for slurm.
 
     launch_root: folder in which each launch gets a folder of its own, with scripts, configurations, packages and, with
     snapshot, the source that the job will run; not for type local, which runs at once.
@@ -230,6 +230,10 @@ class LaunchConfig:
                 found == ResourceConfig(gpus=found.gpus, gpu_type=found.gpu_type),
                 "resources: with type 'local' only gpus is read; remove the others",
             )
+        require(
+            self.type != "skypilot" or self.requeues is None,
+            "requeues: SkyPilot starts a job again without a bound when it says 75; remove it",
+        )
         few, many = self.node_range
         require(
             self.type in ("local", "slurm") or few == many,
