@@ -25,14 +25,18 @@ from retro.train.state import TrainState
 CONFIG = ModelConfig(
     vocab_size=7, width=6, num_layers=2, num_heads=2, ffn_width=10, chunk_length=2, cross_attention_layers=(2,)
 )
+#: As few tensors as can be.
+SMALLEST = ModelConfig(vocab_size=7, width=6, num_layers=1, num_heads=1, chunk_length=2, cross_attention_layers=())
 SETTINGS = {"sequence_length": 4, "num_neighbors": 2, "packing": "chunks", "steps": 9, "model": {"width": 6}}
 IDENTITY = Identity(SETTINGS, "release-1", "tokenizer-1")
 
 
-def make(seed: int, mesh: DeviceMesh | None = None, trained: bool = True) -> tuple[RetroModel, torch.optim.Optimizer]:
+def make(
+    seed: int, mesh: DeviceMesh | None = None, trained: bool = True, config: ModelConfig = CONFIG
+) -> tuple[RetroModel, torch.optim.Optimizer]:
     """A model, sharded over `mesh` if there is one, after one step along a gradient that `seed` decides."""
     torch.manual_seed(seed)
-    model = RetroModel(CONFIG)
+    model = RetroModel(config)
     if mesh is not None:
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)

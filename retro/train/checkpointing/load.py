@@ -20,7 +20,7 @@ from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.model.retro import RetroModel
 from retro.model.tensor_files import TensorFiles, open_tensor_files
 from retro.train.checkpointing.identity import REMEDY, Identity, check_identity, open_checkpoint_manifest
-from retro.train.checkpointing.peers import ALONE, Peers, first_failure
+from retro.train.checkpointing.peers import ALONE, Peers, first_failure, lost_peer
 from retro.train.checkpointing.save import MODEL, OPTIMIZER, RNG_NAME, STATE_NAME, STEMS, Resumed
 from retro.train.checkpointing.staging import global_shape
 from retro.train.checkpointing.storage import LoadPlans, TensorSetReader
@@ -132,3 +132,7 @@ def _fill(entries: dict[str, Any], sets: Mapping[str, TensorFiles], peers: Peers
     except CheckpointException as error:
         cause = first_failure(error)
         raise (ArtifactCorruptError(f"{cause}; {REMEDY}") if isinstance(cause, OSError) else cause) from None
+    except RuntimeError as error:
+        if peers.world == 1:
+            raise
+        raise lost_peer(error) from None

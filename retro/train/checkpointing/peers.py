@@ -54,8 +54,8 @@ class Peers:
         if self.world > 1:
             try:
                 dist.all_gather_object(found, (value, _portable(error)), group=self.group)
-            except RuntimeError as lost:
-                raise error or _lost(lost) from None
+            except RuntimeError as failure:
+                raise error or lost_peer(failure) from None
         if error is not None:
             raise error
         for rank, (_, theirs) in enumerate(found):
@@ -105,7 +105,8 @@ def _of_other(rank: int, error: str) -> CheckpointError:
     return CheckpointError(f"checkpoint: process {rank} failed: {error}")
 
 
-def _lost(error: RuntimeError) -> CheckpointError:
+def lost_peer(error: RuntimeError) -> CheckpointError:
+    """What to say when a message did not come through."""
     line = str(error).splitlines()[0]
     return CheckpointError(
         f"checkpoint: another process of the run is gone or did not answer ({line}); start the run again, it resumes "

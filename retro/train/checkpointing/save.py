@@ -23,7 +23,7 @@ from retro.model.retro import RetroModel
 from retro.model.weights import CONFIG_NAME
 from retro.train.checkpointing.folders import commit, make_temporary, point_best, prune
 from retro.train.checkpointing.identity import CHECKPOINT_KIND, Identity
-from retro.train.checkpointing.peers import ALONE, CheckpointError, Peers, first_failure
+from retro.train.checkpointing.peers import ALONE, CheckpointError, Peers, first_failure, lost_peer
 from retro.train.checkpointing.serialize import write_safetensors
 from retro.train.checkpointing.staging import StagedTensor, Staging, is_spread, view
 from retro.train.checkpointing.storage import SavePlans, TensorSetWriter
@@ -145,6 +145,8 @@ def _write_tensors(folder: Path, temporary: Path, snapshot: Snapshot, peers: Pee
     except CheckpointException as error:
         cause = first_failure(error)
         raise (_not_written(cause, folder, snapshot) if isinstance(cause, OSError) else cause) from None
+    except RuntimeError as error:
+        raise lost_peer(error) from None
     return [file for of_rank in peers.gather(lambda: writer.files) for file in of_rank]
 
 
