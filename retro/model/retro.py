@@ -16,11 +16,11 @@ from retro.model.initialise import initialise
 from retro.model.inputs import check_inputs
 from retro.model.loss import ModelOutput, token_loss
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval, plan_static_retrieval
-from retro.model.shards import local_part
 from retro.nn.documents import documents_of
 from retro.nn.linear import Embedding, Linear
 from retro.nn.norm import build_norm
 from retro.nn.rotary import RotaryTable, rotary_table
+from retro.nn.shards import local_part
 
 
 class RetroModel(nn.Module):

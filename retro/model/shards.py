@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor, nn
 
 from retro.nn.linear import Linear
+from retro.nn.shards import cut_part, is_distributed, local_part
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def row_orders(model: nn.Module) -> dict[str, Tensor]:
@@ -16,12 +22,6 @@ def row_orders(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, Linear) and module.row_order is not None
         for name, _ in module.named_parameters(recurse=False)
     }
-
-
-def local_part(parameter: Tensor) -> Tensor:
-    """This process's part of a DTensor, through which gradients flow to it; any other tensor itself."""
-    to_local = getattr(parameter, "to_local", None)  # torch.distributed.tensor is not imported where nothing needs it
-    return parameter if to_local is None else to_local()
 
 
 @torch.no_grad()
@@ -36,30 +36,7 @@ def fill_parameter(target: Tensor, whole: Tensor, row_order: Tensor | None = Non
         raise ValueError(f"expected a tensor of shape {list(target.shape)}, found {list(whole.shape)}")
     if row_order is not None:
         whole = whole.index_select(0, row_order.to(whole.device))
-    if hasattr(target, "device_mesh"):
-        _fill_shard(target, whole)
-    else:
+    if not is_distributed(target):
         target.copy_(whole)
-
-
-def _fill_shard(target: Tensor, whole: Tensor) -> None:
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
-
-    assert isinstance(target, DTensor)
-    coordinate = target.device_mesh.get_coordinate()
-    if coordinate is None:
-        return  # a process outside the mesh has no part
-    steps = []
-    for dimension, placement in enumerate(target.placements):
-        if isinstance(placement, Shard | _StridedShard):
-            steps.append((isinstance(placement, _StridedShard), dimension, placement.dim))
-        elif not isinstance(placement, Replicate):
-            raise ValueError(f"expected a tensor that is sharded or replicated, found {placement}")
-    part = whole
-    # A strided shard is a part of what the dimensions behind it leave (FSDP over tensor parallelism).
-    for _, dimension, axis in sorted(steps):
-        parts = torch.chunk(part, target.device_mesh.size(dimension), dim=axis)
-        at = coordinate[dimension]
-        part = parts[at] if at < len(parts) else part.narrow(axis, 0, 0)
-    target.to_local().copy_(part)
+    elif cast("DTensor", target).device_mesh.get_coordinate() is not None:  # a process outside the mesh has no part
+        local_part(target).copy_(cut_part(whole, target))

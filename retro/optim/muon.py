@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from retro.nn.linear import Linear
+from retro.nn.shards import cut_part, gather_whole, is_distributed, local_part
 from retro.optim.adamw import adamw_over
 from retro.optim.combined import CombinedOptimizer
 from retro.optim.groups import decay_groups
@@ -78,10 +79,10 @@ class Muon(Optimizer):
         momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
         if lr == 0.0:
             return  # nothing moves
-        ahead = parameter.grad.lerp(momentum, MOMENTUM).bfloat16()
-        fused = self._fused.get(parameter, Fused((parameter.shape[0],), None))
-        update = like(orthogonal_parts(whole(ahead), fused), ahead)
-        parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-lr)
+        ahead = gather_whole(parameter.grad.lerp(momentum, MOMENTUM).bfloat16())
+        update = orthogonal_parts(ahead, self._fused.get(parameter, Fused((parameter.shape[0],), None)))
+        own = cut_part(update, parameter) if is_distributed(parameter) else update
+        local_part(parameter).mul_(1 - lr * weight_decay).add_(own, alpha=-lr)
 
 
 def orthogonal_parts(matrix: Tensor, fused: Fused) -> Tensor:
@@ -107,31 +108,6 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a DTensor, in every process; any other tensor itself. The processes of its mesh must all call this."""
-    if not hasattr(tensor, "device_mesh"):
-        return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    assert isinstance(tensor, DTensor)
-    # One dimension after the other, the last one first: torch does the same, with a warning.
-    for dimension in reversed(range(tensor.device_mesh.ndim)):
-        placements = list(tensor.placements)
-        placements[dimension] = Replicate()
-        tensor = tensor.redistribute(placements=placements)
-    return tensor.to_local()
-
-
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, equal in all processes, sharded as `model` is. Nothing is communicated."""
-    if not hasattr(model, "device_mesh"):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(model, DTensor)
-    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, Linear]:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from retro.model.shards import local_part
 from retro.nn.attention import KeySmear
 from retro.nn.linear import Linear
 from retro.nn.norm import RMSNorm
+from retro.nn.shards import local_part
 
 
 class ColumnLinear(Linear):
