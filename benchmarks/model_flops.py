@@ -30,6 +30,8 @@ from retro.model.flops import Flops, sequence_flops
 from retro.model.presets import load_preset, preset_names
 
 SIZES = ("small", "medium", "xl", "xxl")
+#: GPT-2's, padded, as in the study.
+VOCABULARY = ("vocab_size=51200",)
 #: A100-hours of RETRO over GPT, 330 billion tokens (Wang et al. 2023, table 11).
 PUBLISHED = {"small": 1560 / 1240 - 1, "medium": 4480 / 3600 - 1, "xl": 13440 / 12000 - 1}
 RECORD = Path(__file__).parent / "records" / "model_flops.json"
@@ -50,7 +52,7 @@ def flops(config: ModelConfig, length: int, neighbors: int, last_chunk: bool = F
 
 def size_row(size: str, kind: str, length: int, neighbors: int) -> dict[str, Any]:
     """Figures of one RETRO against the GPT of its size."""
-    gpt, retro = load_preset(f"{size}_gpt"), load_preset(f"{size}_{kind}")
+    gpt, retro = (load_preset(f"{size}_{name}", VOCABULARY) for name in ("gpt", kind))
     base, own = flops(gpt, length, neighbors), flops(retro, length, neighbors)
     every = flops(retro, length, neighbors, last_chunk=True)
     own_parameters, base_parameters = parameters(retro), parameters(gpt)

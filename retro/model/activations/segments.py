@@ -66,7 +66,8 @@ class Segment:
 class Activations:
     """Bytes at the time when they and what is computed from them are most. kept: by part; recomputed: of the segment
     whose backward pass runs, where it is checkpointed, and its gradients; loss: logits of a block, gradients of hidden
-    states and of the vocabulary's matrix. whole: by part, without any activation checkpointing."""
+    states and of the vocabulary's matrix; or what is left of them in the backward pass. whole: by part, without any
+    activation checkpointing."""
 
     kept: dict[str, int]
     recomputed: int
@@ -80,16 +81,18 @@ class Activations:
 
 
 def most_activations(
-    config: ModelConfig, batch: Batch, arithmetic: Arithmetic, checkpointed: frozenset[str]
+    config: ModelConfig, batch: Batch, arithmetic: Arithmetic, checkpointed: frozenset[str], after_loss: int = 0
 ) -> Activations:
-    """The most bytes of one forward and backward pass: at its middle, or when a checkpointed part is made again."""
+    """The most bytes of one forward and backward pass: at its middle, or when a checkpointed part is made again.
+
+    after_loss: bytes that are held besides from the loss's backward pass on."""
     segments = list(forward_segments(config, batch, arithmetic, checkpointed))
     whole = _by_part(forward_segments(config, batch, arithmetic, frozenset()))
     best = Activations(_by_part(segments), 0, loss_bytes(config, batch, arithmetic), whole)
     for end in range(len(segments), 0, -1):
         last = segments[end - 1]
         again = last.whole - last.kept if last.part in checkpointed else 0
-        candidate = Activations(_by_part(segments[:end]), again + last.working, 0, whole)
+        candidate = Activations(_by_part(segments[:end]), again + last.working, after_loss, whole)
         best = max(best, candidate, key=lambda found: found.total)
     return best
 

@@ -72,7 +72,8 @@ def plan_memory(config: TrainConfig, model: ModelConfig, layout: Layout, on_cpu:
         product=product, on_cpu=on_cpu, tensor=layout.tensor, frozen=config.freeze_backbone and model.is_retro
     )
     batch = micro_batch_sizes(config, model, layout.micro_batch)
-    activations = most_activations(model, batch, arithmetic, frozenset(config.activation_checkpointing))
+    checkpointed = frozenset(config.activation_checkpointing)
+    activations = most_activations(model, batch, arithmetic, checkpointed, _head_gradient(config, model, layout))
     trained = [p for p in parameters if p.is_trained]
     weights, state = sum(_held(p, layout) for p in parameters) * 4, _optimizer_bytes(config, trained, layout)
     device = {
@@ -144,6 +145,15 @@ def _whole_gradients(config: TrainConfig, layout: Layout, trained: list[Paramete
     return sum(p.local for p in trained if p.is_sharded) * _reduce_bytes(config)
 
 
+def _head_gradient(config: TrainConfig, model: ModelConfig, layout: Layout) -> int:
+    """fsdp exchanges the gradient of the vocabulary's matrix at the end of the backward pass, but it is there from its
+    beginning on."""
+    assert model.vocab_size is not None
+    if layout.shard == 1 or layout.micro_batches > 1 or config.freeze_backbone:
+        return 0
+    return 4 * model.vocab_size * model.width
+
+
 def _units(parameters: list[Parameter]) -> dict[str, int]:
     """Scalars of one process by what FSDP gathers at once, "" = what is gathered for the whole pass."""
     units: dict[str, int] = {"": 0}
@@ -169,9 +179,11 @@ def _communication(
 ) -> int:
     """Buffers of exchanges. ddp: of all gradients, for good. With tensor parallelism: of all gradients, but when the
     activations are gone. fsdp: of a layer that is gathered, and of the gradients of two, whole and as they are
-    summed."""
+    summed; and of what is in no layer, likewise when the activations are gone."""
     if layout.shard > 1:
-        return max(_units(parameters).values()) * (2 * product + 2 * _reduce_bytes(config))
+        units = _units(parameters)
+        rest = units.pop("") * (4 + 2 * _reduce_bytes(config))
+        return max(max(units.values()) * (2 * product + 2 * _reduce_bytes(config)), rest - activations)
     if layout.replicas == 1:
         return 0
     gradients = sum(4 * p.local for p in parameters if p.is_trained)

@@ -116,6 +116,7 @@ def planned_model(config: TrainConfig) -> ModelConfig:
             f"{config.sequence_length}"
         )
     if model.vocab_size is None:
-        where = "plan.base.vocab_size" if path is not None else "model.vocab_size"
-        raise ConfigError(f"{where}: not set, and a plan reads no tokenizer; give {where}=NUMBER")
+        if config.plan.vocab_size is None:
+            raise ConfigError("model.vocab_size: not set, and a plan reads no tokenizer; give plan.vocab_size=NUMBER")
+        model = dataclasses.replace(model, vocab_size=config.plan.vocab_size)
     return model

@@ -78,7 +78,8 @@ def _work(plan: Plan) -> list[str]:
         f"  {'':<16}{_operations(work.flops_per_step)} a step, {_operations(work.flops)} in all",
     ]
     if work.step_seconds is None or work.days is None or work.device_hours is None:
-        return [*lines, f"  {'time':<16}not known without plan.device or peak_tflops"]
+        missing = "peak_tflops" if plan.device.on_cpu else "plan.device or peak_tflops"
+        return [*lines, f"  {'time':<16}not known without {missing}"]
     lines.append(
         f"  {'time':<16}{_duration(work.days)}, {_hours(work.device_hours)} device-hours, "
         f"{work.step_seconds:.3g} s a step, at {_percent(plan)} of {plan.device.tflops:g} TFLOP/s (plan.mfu)"
