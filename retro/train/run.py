@@ -23,6 +23,7 @@ from retro.optim.schedules import warmup_cosine
 from retro.train.allocator import keep_freed_memory
 from retro.train.callbacks.base import Callback
 from retro.train.callbacks.checkpointer import Checkpointer
+from retro.train.callbacks.figures import Figures
 from retro.train.callbacks.metrics_file import MetricsFile
 from retro.train.callbacks.progress import Progress
 from retro.train.callbacks.utilisation import Utilisation
@@ -227,10 +228,11 @@ def build_callbacks(
     peak: Peak,
 ) -> list[Callback]:
     """The observers that `config` asks for, in the order in which they must be called."""
-    callbacks: list[Callback] = []
+    figures = Figures(config.log_every)
+    callbacks: list[Callback] = [figures]
     if processes.is_main:
         utilisation = Utilisation(peak)
-        callbacks += [utilisation, MetricsFile(folder.metrics, config.log_every, utilisation)]
+        callbacks += [utilisation, MetricsFile(folder.metrics, config.log_every, utilisation, figures)]
         if config.wandb != "disabled":
             from retro.train.callbacks.weights_and_biases import WeightsAndBiases
 
@@ -243,12 +245,13 @@ def build_callbacks(
                     folder=folder.path,
                     config=to_dict(config),
                     utilisation=utilisation,
+                    figures=figures,
                 )
             )
         if config.tensorboard:
             from retro.train.callbacks.tensorboard import TensorBoard
 
-            callbacks.append(TensorBoard(folder.tensorboard, config.log_every, utilisation))
+            callbacks.append(TensorBoard(folder.tensorboard, config.log_every, utilisation, figures))
         callbacks.append(Progress(log, utilisation))
     if data.validation is not None:
         validation = Validation(

@@ -43,7 +43,7 @@ class StepRecord:
     state: after the step; loss: nats per scored token; loss_sum: nats; tokens: scored ones; learning_rate: the one
     used; grad_norm: before clipping; seconds: of the step, waiting for data included. data_seconds: of these, what the
     process that waited longest for its micro-batches waited; clipped: whether the gradient was; taken: False for a step
-    that was skipped because loss or gradient are not finite.
+    that was skipped because loss or gradient are not finite; sequences: of the step.
     """
 
     state: TrainState
@@ -56,6 +56,7 @@ class StepRecord:
     data_seconds: float = 0.0
     clipped: bool = False
     taken: bool = True
+    sequences: int = 0
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ class Trainer:
             data_seconds=max(share.data_seconds for share in everyone),
             clipped=self.gradient_clip is not None and grad_norm > self.gradient_clip,
             taken=taken,
+            sequences=self.loader.global_batch,
         )
 
     def _forward_backward_all(self) -> list[float]:

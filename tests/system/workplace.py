@@ -16,7 +16,8 @@ CONFIGS = ROOT / "configs"
 CHUNK, SEQUENCE = 16, 64
 #: Files that are not results: locks, speed-only caches, clocks, hardware and text for people.
 CLOCK_FIELDS = (
-    "elapsed_s", "tokens_per_s", "model_tflops_per_s", "mfu", "seconds", "flop_seconds", "throughput", "peak_tflops",
+    "elapsed_s", "tokens_per_s", "sequences_per_s", "model_tflops_per_s", "mfu", "data_wait", "validation_s",
+    "checkpoint_s", "memory_gib", "seconds", "flop_seconds", "data_seconds", "throughput", "peak_tflops",
 )  # fmt: skip
 UNCOMPARED = ("environment.json", "log.txt")
 

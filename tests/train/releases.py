@@ -27,6 +27,10 @@ from tests.data.builders import (
 
 VOCABULARY, CHUNK, SEQUENCE_CHUNKS = 300, 8, 4
 RETRO_LAYERS = (2,)
+CLOCK = (
+    "elapsed_s", "tokens_per_s", "sequences_per_s", "model_tflops_per_s", "mfu", "data_wait", "validation_s",
+    "checkpoint_s", "seconds", "memory_gib", "gpu_allocated_gib", "gpu_reserved_gib",
+)  # fmt: skip
 
 
 def build_release(root: Path, seed: int = 0) -> Path:
@@ -108,10 +112,9 @@ def config(release: Path, root: Path, retro: bool = True, **changes: Any) -> Tra
 
 
 def metrics(run: Path, event: str | None = None) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the fields that depend on the clock."""
+    """Lines of metrics.jsonl without the fields that depend on the clock or the machine."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("elapsed_s", "tokens_per_s", "model_tflops_per_s", "mfu")
-    return [{k: v for k, v in row.items() if k not in clock} for row in rows if event in (None, row["event"])]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows if event in (None, row["event"])]
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retro.config.errors import ConfigError
-from retro.train.callbacks.metrics_file import LogWindow
+from retro.train.callbacks.log_window import LogWindow
 from retro.train.callbacks.progress import Progress
 from retro.train.callbacks.utilisation import Utilisation
 from retro.train.peak import Peak
@@ -23,11 +23,11 @@ from tests.train import releases
 
 def record(step: int, loss_sum: float = 20.0, tokens: int = 10, seconds: float = 0.5) -> StepRecord:
     state = TrainState(step, step * 4, step * tokens, step * seconds)
-    return StepRecord(state, loss_sum / tokens, loss_sum, tokens, 0.1, 1.0, seconds)
+    return StepRecord(state, loss_sum / tokens, loss_sum, tokens, 0.1, 1.0, seconds, data_seconds=seconds / 10)
 
 
 def fake_trainer(step: int = 0, steps: int = 10, last: bool = False) -> Any:
-    return SimpleNamespace(state=TrainState(step), steps=steps, is_last_step=last)
+    return SimpleNamespace(state=TrainState(step), steps=steps, is_last_step=last, callback_seconds={})
 
 
 def utilisation(flops: int = 10**12, peak: float = 5.0) -> Utilisation:
@@ -67,8 +67,10 @@ def test_metrics_always_have_the_last_step(release: Path, tmp_path: Path, every:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == lines
     assert list(rows[0]) == [
-        "event", "step", "samples", "sample_hash", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_s",
-        "model_tflops_per_s", "mfu", "elapsed_s",
+        "event", "step", "samples", "sample_hash", "tokens", "loss", "learning_rate", "grad_norm", "clipped",
+        "skipped_steps", "rollbacks", "tokens_per_s", "sequences_per_s", "model_tflops_per_s", "mfu", "data_wait",
+        "validation_s", "checkpoint_s", "elapsed_s", "grad_norm_embedding", "grad_norm_decoder",
+        "grad_norm_cross_attention", "grad_norm_encoder", "memory_gib",
     ]  # fmt: skip
     assert rows[-1]["samples"] == 32
 
@@ -85,8 +87,8 @@ def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture
         progress.on_step(fake_trainer(last=step == 10), record(step))
     progress.on_stop(fake_trainer(), failed=False)
     assert lines == [
-        "step 1/10  loss 2.000  lr 1.00e-01  20 tokens/s  MFU 40.0%  left 0:04",
-        "step 10/10  loss 2.000  lr 1.00e-01  20 tokens/s  MFU 40.0%  left 0:00",
+        "step 1/10  loss 2.000  grad 1.00  lr 1.00e-01  20 tokens/s  MFU 40.0%  data 10.0%  left 0:04",
+        "step 10/10  loss 2.000  grad 1.00  lr 1.00e-01  20 tokens/s  MFU 40.0%  data 10.0%  left 0:00",
     ]
     assert capsys.readouterr().err == ""
 
@@ -99,7 +101,7 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     progress.on_stop(fake_trainer(), failed=False)
     shown = capsys.readouterr().err
     assert "6/10" in shown
-    assert "loss 2.000, 20 tokens/s, MFU 40.0%" in shown
+    assert "loss 2.000, 20 tokens/s, MFU 40.0%, data 10.0%" in shown
 
 
 def test_tensorboard_gets_what_metrics_get(release: Path, tmp_path: Path):

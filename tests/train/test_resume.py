@@ -19,6 +19,7 @@ from retro.train.callbacks.metrics_file import truncate_metrics
 from retro.train.checkpoint import list_checkpoints
 from retro.train.run import train
 from retro.train.run_folder import RunFolder
+from retro.train.state import TrainState
 from tests.train import releases
 
 STEPS = 120
@@ -149,14 +150,14 @@ def test_metrics_are_cut_at_the_step_and_at_a_broken_line(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"event": "train", "step": step}) for step in (1, 2, 3)]
     path.write_text("\n".join(rows) + "\n")
-    truncate_metrics(path, 2)
+    truncate_metrics(path, TrainState(2))
     assert path.read_text() == "\n".join(rows[:2]) + "\n"
     path.write_text(rows[0] + "\n" + rows[1][:7])
-    truncate_metrics(path, 2)
+    truncate_metrics(path, TrainState(2))
     assert path.read_text() == rows[0] + "\n"
-    truncate_metrics(path, 0)
+    truncate_metrics(path, TrainState())
     assert path.read_text() == ""
-    truncate_metrics(tmp_path / "absent", 5)
+    truncate_metrics(tmp_path / "absent", TrainState(5))
 
 
 def _drop_last(run: Path) -> None:

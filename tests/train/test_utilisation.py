@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from retro.data.batch import RetroBatch
 from retro.model.flops import sequence_flops
 from retro.model.retro import RetroModel, is_retrieval_parameter
 from retro.train import peak as peaks
-from retro.train.callbacks.metrics_file import LogWindow
+from retro.train.callbacks.log_window import LogWindow
 from retro.train.callbacks.utilisation import Utilisation, flops_of
 from retro.train.peak import Peak, device_peak, known_gpu
 from retro.train.run import train
@@ -124,6 +124,7 @@ def test_a_window_of_an_earlier_version_counts_from_where_counting_began():
 
 class _Trainer:
     steps = 4
+    callback_seconds: ClassVar[dict[str, float]] = {}
 
 
 def test_peak_of_known_gpus():

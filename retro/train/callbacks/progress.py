@@ -12,6 +12,7 @@ from retro.train.callbacks.utilisation import Utilisation
 from retro.train.state import StepRecord, ValidationRecord
 
 if TYPE_CHECKING:
+    from retro.train.nonfinite import Incident
     from retro.train.trainer import Trainer
 
 # Of the previous mean, in the smoothed loss and speed that are shown.
@@ -19,8 +20,9 @@ _SMOOTHING = 0.9
 
 
 class Progress(Callback):
-    """Loss, tokens/s, model FLOPs utilisation and remaining time. On a terminal a bar; otherwise one log line every
-    `seconds`, and for the first and the last step of a session. `utilisation` comes before it among the callbacks."""
+    """Loss, gradient norm, tokens/s, model FLOPs utilisation, share of waiting for data, and remaining time. On a
+    terminal a bar; otherwise one log line every `seconds`, and for the first and the last step of a session.
+    `utilisation` comes before it among the callbacks."""
 
     name = "progress"
 
@@ -31,6 +33,7 @@ class Progress(Callback):
         self._loss: float | None = None
         self._rate: float | None = None
         self._mfu: float | None = None
+        self._wait: float | None = None
         self._step_seconds: float | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -44,13 +47,16 @@ class Progress(Callback):
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Advance."""
-        self._loss = _smooth(self._loss, record.loss)
+        if record.taken:
+            self._loss = _smooth(self._loss, record.loss)
+        self._wait = _smooth(self._wait, record.data_seconds / max(record.seconds, 1e-9))
         self._step_seconds = _smooth(self._step_seconds, record.seconds)
-        self._rate = _smooth(self._rate, record.tokens / max(record.seconds, 1e-9))
+        self._rate = _smooth(self._rate, record.tokens * record.taken / max(record.seconds, 1e-9))
         self._mfu = _smooth(self._mfu, self._utilisation.share(self._utilisation.step_flops, record.seconds))
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"loss {self._loss:.3f}, {self._rate:,.0f} tokens/s, MFU {self._mfu:.1%}", refresh=False
+                f"loss {_shown(self._loss)}, {self._rate:,.0f} tokens/s, MFU {self._mfu:.1%}, data {self._wait:.1%}",
+                refresh=False,
             )
             self._bar.update()
             return
@@ -59,9 +65,26 @@ class Progress(Callback):
             self._printed = now
             left = _duration((trainer.steps - record.state.step) * self._step_seconds)
             self._log.info(
-                f"step {record.state.step}/{trainer.steps}  loss {self._loss:.3f}  lr {record.learning_rate:.2e}  "
-                f"{self._rate:,.0f} tokens/s  MFU {self._mfu:.1%}  left {left}"
+                f"step {record.state.step}/{trainer.steps}  loss {_shown(self._loss)}  grad {record.grad_norm:.2f}  "
+                f"lr {record.learning_rate:.2e}  {self._rate:,.0f} tokens/s  MFU {self._mfu:.1%}  "
+                f"data {self._wait:.1%}  left {left}"
             )
+
+    def on_incident(self, trainer: Trainer, incident: Incident) -> None:
+        """Say what happened and what was done."""
+        then = {
+            "stop": "the run ends",
+            "skip": f"skipped, no weight was changed ({incident.state.skipped} skipped so far)",
+            "rollback": f"back to the checkpoint of step {incident.state.step}, the data up to there is left out "
+            f"({incident.state.rollbacks} times so far)",
+        }
+        self._log.warning(f"{incident.describe()}: {then[incident.action]}")
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Put the bar back."""
+        if self._bar is not None:
+            self._bar.n = trainer.state.step
+            self._bar.refresh()
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
         """Say what was found."""
@@ -79,6 +102,10 @@ class Progress(Callback):
 
 def _smooth(mean: float | None, value: float) -> float:
     return value if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * value
+
+
+def _shown(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3f}"
 
 
 def _duration(seconds: float) -> str:

@@ -56,6 +56,10 @@ class Utilisation(Callback):
         """The step is complete."""
         self.step_flops, self._counted = self._counted, 0
 
+    def on_rollback(self, trainer: Trainer) -> None:
+        """The step that led to it is none."""
+        self._counted = 0
+
     def share(self, flops: float, seconds: float) -> float:
         """MFU of so many operations in so many seconds; 1 = the peak."""
         return flops / max(seconds, 1e-9) / (self.peak.tflops * 1e12)

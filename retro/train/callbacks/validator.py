@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from typing import TYPE_CHECKING
 
 from retro.train.callbacks.base import Callback
@@ -25,4 +27,6 @@ class Validator(Callback):
         """Validate if it is due."""
         step = record.state.step
         if step % self.every == 0 or step == trainer.steps:
-            trainer.announce_validation(self.validation.run(trainer.model, trainer.processes, record.state))
+            started = time.perf_counter()
+            found = self.validation.run(trainer.model, trainer.processes, record.state)
+            trainer.announce_validation(dataclasses.replace(found, seconds=time.perf_counter() - started))
