@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.plan import plan_launch
+from retro.config.launch import LaunchConfig
+from retro.config.launch_parts import ResourceConfig
 from tests.system.workplace import ROOT
 
 PROGRAM = """
@@ -77,6 +80,18 @@ def test_an_agent_ends_with_the_code_of_its_workers(module: Path, code: int, see
     done = subprocess.run(agent(module, str(code), 2), env=environment(module), capture_output=True, text=True)
     assert done.returncode == seen, done.stderr
     assert (module / "runs-0").read_text() == "x" * runs
+
+
+@pytest.mark.slow
+def test_accelerate_starts_all_processes_and_its_code_is_honest_too(module: Path):
+    """`accelerate launch --cpu` would start one, without a word."""
+    config = LaunchConfig(processes=2, starter="accelerate", resources=ResourceConfig(gpus=2))
+    plan = plan_launch(config, ["python", "-m", "program", str(module), "0"], python=sys.executable, cores=2)
+    done = subprocess.run(plan.arguments, env=environment(module), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (module / "runs-0").exists() and (module / "runs-1").exists()
+    arguments = [*plan.arguments[:-4], "-m", "launch.worker", "program", str(module), "75"]
+    assert subprocess.run(arguments, env=environment(module)).returncode == 75
 
 
 @pytest.mark.slow
