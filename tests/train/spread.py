@@ -19,6 +19,7 @@ from retro.optim.adamw import build_adamw
 from retro.train.checkpoint import Identity, Resumed
 from retro.train.checkpointing.peers import ALONE, Peers
 from retro.train.parallel.state import named_model_state, named_optimizer_state
+from retro.train.parallel.tensor_parallel import apply_tensor_parallel
 from retro.train.state import TrainState
 
 # Widths that 2, 3 and 4 processes cannot share evenly; a tensor with fewer rows than processes.
@@ -32,11 +33,18 @@ IDENTITY = Identity(SETTINGS, "release-1", "tokenizer-1")
 
 
 def make(
-    seed: int, mesh: DeviceMesh | None = None, trained: bool = True, config: ModelConfig = CONFIG
+    seed: int,
+    mesh: DeviceMesh | None = None,
+    trained: bool = True,
+    config: ModelConfig = CONFIG,
+    tensor: DeviceMesh | None = None,
 ) -> tuple[RetroModel, torch.optim.Optimizer]:
-    """A model, sharded over `mesh` if there is one, after one step along a gradient that `seed` decides."""
+    """A model, sharded over `mesh` and its layers split over `tensor` if there are any, after one step along a gradient
+    that `seed` decides."""
     torch.manual_seed(seed)
     model = RetroModel(config)
+    if tensor is not None:
+        apply_tensor_parallel(model, tensor)
     if mesh is not None:
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def save(folder: Path, seed: int, mesh: DeviceMesh | None, peers: Peers) -> Path
     )
 
 
-def check(folder: Path, seed: int, mesh: DeviceMesh | None, peers: Peers) -> None:
-    """The checkpoint of step `seed` fills a model spread over `mesh`, whether it has stepped or not."""
+def check(folder: Path, seed: int, mesh: DeviceMesh | None, peers: Peers, stepped: tuple[bool, ...] = (False,)) -> None:
+    """The checkpoint of step `seed` fills a model spread over `mesh`; stepped: whether its optimizer has."""
     path = folder / "checkpoints" / f"step_{seed:06d}"
-    for trained in (False, True):
+    for trained in stepped:
         model, optimizer = make(99, mesh, trained)
         found = load_checkpoint(path, model=model, optimizer=optimizer, identity=IDENTITY, peers=peers)
         assert found.state == spread.resumed(seed).state
@@ -59,13 +60,36 @@ def two_processes(rank: int, folder: Path) -> list[str]:
     mesh = DeviceMesh("cpu", [0, 1])
     path = save(folder, 1, mesh, peers)
     files = sorted(file.name for file in path.iterdir())
-    check(folder, 1, mesh, peers)  # by as many as wrote it
+    check(folder, 1, mesh, peers, stepped=(False, True))  # by as many as wrote it
     check(folder, 1, None, peers)  # replicated, as with ddp
     save(folder, 2, None, peers)
     check(folder, 2, mesh, peers)  # and from one file to pieces
     save_behind_training(folder, mesh, peers)
     check(folder, 3, mesh, peers)
+    pass_on(folder, 3, 4, peers, tensor=mesh)
+    check(folder, 4, mesh, peers)
     return files
+
+
+def pass_on(folder: Path, seed: int, step: int, peers: Peers, **layout: DeviceMesh) -> None:
+    """The checkpoint of step `seed` through a model of tensor-parallel layers into another checkpoint. The rows of its
+    fused matrices are in another order, so their whole tensors cannot be had otherwise."""
+    model, optimizer = make(96, **layout)
+    path = folder / "checkpoints" / f"step_{seed:06d}"
+    load_checkpoint(path, model=model, optimizer=optimizer, identity=IDENTITY, peers=peers)
+    rest = spread.resumed(step, peers.world)
+    save_checkpoint(
+        folder / "checkpoints",
+        model=model,
+        optimizer=optimizer,
+        resumed=rest,
+        identity=IDENTITY,
+        keep=9,
+        peers=peers,
+    )
+    if peers.is_main:
+        shutil.copy(folder / f"expected-{seed}", folder / f"expected-{step}")
+    dist.barrier(group=peers.group)
 
 
 def save_behind_training(folder: Path, mesh: DeviceMesh, peers: Peers) -> None:
@@ -99,8 +123,8 @@ def test_two_processes_write_pieces_that_any_read(tmp_path: Path):
     manifest = json.loads((checkpoints / "step_000001" / MANIFEST_NAME).read_text())
     assert sorted(f["name"] for f in manifest["files"]) == sorted(set(files) - {MANIFEST_NAME})
     assert (checkpoints / "step_000002" / "model.safetensors").is_file()  # replicated tensors are one file
-    for step in (1, 2, 3):
-        check(tmp_path, step, None, Peers())  # by one process
+    for step in (1, 2, 3, 4):
+        check(tmp_path, step, None, Peers(), stepped=(False, True))  # by one process
     assert (checkpoints / "best").resolve().name == "step_000003"
     assert not [path for path in checkpoints.iterdir() if path.name.startswith(".")]
 
@@ -133,12 +157,18 @@ def four_processes(rank: int, folder: Path) -> None:
         save(folder, 3, groups[2][1], groups[2][0])
     dist.barrier()
     check(folder, 3, hybrid, everybody)
+    both = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("shard", "tensor"))
+    pass_on(folder, 3, 4, everybody, mesh=both["shard"], tensor=both["tensor"])
+    pass_on(folder, 4, 5, everybody, tensor=both["tensor"])  # two replicas of two
+    for peers, mesh in groups:
+        if rank < peers.world:
+            check(folder, 4, mesh, peers)
 
 
 @pytest.mark.slow
 def test_four_processes_write_what_one_two_or_three_read(tmp_path: Path):
     run_world(4, four_processes, tmp_path, tmp_path)
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4, 5):
         check(tmp_path, step, None, Peers())
 
 
