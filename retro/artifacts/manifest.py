@@ -98,7 +98,7 @@ def read_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
         manifest = Manifest(**{f.name: data[f.name] for f in dataclasses.fields(Manifest)})
         entries = [(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in manifest.all_files()]
         _ = manifest.rows, [(i["kind"], i["fingerprint"], i["path"]) for i in manifest.inputs.values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactCorruptError(
             f"{path}: not a readable manifest ({type(error).__name__}: {error}); "
             "restore the folder from a copy, or move it away and make it again"

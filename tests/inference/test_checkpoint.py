@@ -1,11 +1,13 @@
 """Opening run folders and checkpoints for inference."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
 
+from retro.artifacts.manifest import describe_file, open_manifest, write_manifest
 from retro.cli.main import main
 from retro.config.errors import (
     ArtifactCorruptError,
@@ -17,6 +19,7 @@ from retro.config.errors import (
 from retro.inference.checkpoint import open_checkpoint
 from retro.inference.opening import open_language_model
 from tests.eval.workspace import NEIGHBORS, SEQUENCE, write_run
+from tests.model.pieces import split_file
 
 
 @pytest.fixture
@@ -74,6 +77,42 @@ def test_truncated_weights_are_refused(run):
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ArtifactCorruptError, match=r"model\.safetensors"):
         open_checkpoint(run)
+
+
+def test_weights_in_pieces(run, workspace, tmp_path):
+    own = open_checkpoint(run)
+    expected = own.load_model().state_dict()
+    pieces = write_run(tmp_path / "pieces", workspace.release, retro=True, step=5)
+    folder = pieces / "checkpoints" / "step_000005"
+    split_file(folder, "model", 3)
+    manifest = open_manifest(run / "checkpoints" / "step_000005")
+    files = [describe_file(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"]
+    write_manifest(folder, dataclasses.replace(manifest, files=files))
+    opened = open_checkpoint(pieces)
+    assert opened.fingerprint == own.fingerprint
+    found = opened.load_model().state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    path = folder / "model-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ArtifactCorruptError, match=r"model-00001\.safetensors: expected sha256"):
+        open_checkpoint(pieces).load_model()
+    path.unlink()
+    with pytest.raises(ArtifactCorruptError, match=r"model-00001\.safetensors: recorded in the manifest but missing"):
+        open_checkpoint(pieces)
+    write_manifest(folder, dataclasses.replace(manifest, files=[describe_file(folder / "config.json")]))
+    with pytest.raises(ArtifactCorruptError, match=r"a record of model\.safetensors or model\.index\.json, found none"):
+        open_checkpoint(pieces)
+
+
+def test_the_best_checkpoint(run, tmp_path):
+    steps = run / "checkpoints"
+    shutil.copytree(steps / "step_000005", steps / "step_000040")
+    (steps / "best").symlink_to("step_000005")
+    opened = open_checkpoint(steps / "best")
+    assert (opened.step, opened.run, opened.name) == (5, run, "run step 5")
+    (tmp_path / "link").symlink_to(steps / "step_000040")
+    opened = open_checkpoint(tmp_path / "link")
+    assert (opened.step, opened.run) == (40, run) and opened.release_path(None) == run / "release.json"
 
 
 def test_another_tokenizer_is_refused(run):

@@ -17,6 +17,7 @@ from retro.model.huggingface import save_huggingface
 from retro.model.pretrained import load_pretrained, open_pretrained, save_pretrained
 from retro.model.weights import save_model
 from tests.model.builders import TINY, scrambled, tiny
+from tests.model.pieces import split_file
 
 
 def equal(a: RetroModel, b: RetroModel) -> bool:
@@ -78,6 +79,69 @@ def test_a_checkpoint_with_other_bytes_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(ArtifactCorruptError, match=r"model\.safetensors: expected sha256"):
         load_pretrained(tmp_path)
+
+
+def record_again(folder: Path) -> None:
+    """A manifest of the files that are there."""
+    files = [describe_file(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"]
+    write_manifest(folder, Manifest("checkpoint", "train", 1, "0" * 16, {}, {}, [], files, {}))
+
+
+def test_weights_in_pieces(tmp_path: Path) -> None:
+    model = make_run(tmp_path, 1)[1]
+    folder = tmp_path / "checkpoints" / "step_000001"
+    fingerprint = open_pretrained(tmp_path).fingerprint()
+    split_file(folder, "model", 3)
+    record_again(folder)
+    assert equal(load_pretrained(tmp_path), model)
+    assert open_pretrained(tmp_path).fingerprint() == fingerprint
+    filled = scrambled(TINY, seed=9, dtype=torch.float32)
+    open_pretrained(folder).fill(filled)
+    assert equal(filled, model)
+    for name in ("model-00002.safetensors", "model.index.json", "config.json"):
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
+        with pytest.raises(ArtifactCorruptError, match=rf"{name}: (expected sha256|not readable as JSON)"):
+            load_pretrained(folder)
+        path.write_bytes(content)
+    manifest = folder / "manifest.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["files"] = [file for file in recorded["files"] if file["name"] != "model-00001.safetensors"]
+    manifest.write_text(json.dumps(recorded))
+    with pytest.raises(
+        ArtifactCorruptError, match=r"model-00001\.safetensors: expected sha256 in the manifest, found no"
+    ):
+        load_pretrained(folder)
+
+
+def test_weights_in_pieces_that_are_not_finite(tmp_path: Path) -> None:
+    model = make_run(tmp_path, 1)[1]
+    folder = tmp_path / "checkpoints" / "step_000001"
+    with torch.no_grad():
+        model.norm.weight[-1] = float("inf")
+    save_model(folder, model)
+    split_file(folder, "model", 2)
+    record_again(folder)
+    with pytest.raises(ArtifactCorruptError, match=r"step_000001: norm\.weight holds numbers that are not finite; use"):
+        load_pretrained(folder)
+
+
+def test_the_best_checkpoint(tmp_path: Path) -> None:
+    models = make_run(tmp_path, 5, 40)
+    best = tmp_path / "checkpoints" / "best"
+    best.symlink_to("step_000005")
+    assert equal(load_pretrained(best), models[5]) and equal(load_pretrained(tmp_path), models[40])
+    found = open_pretrained(best)
+    assert found.folder == tmp_path / "checkpoints" / "step_000005"
+    best.unlink()
+    best.symlink_to("step_000040")  # a better one: what was found stays what it was
+    found.check()
+    assert equal(load_pretrained(found.folder), models[5])
+    best.unlink()
+    best.symlink_to("step_000999")
+    with pytest.raises(ArtifactMissingError, match="best: no such run, checkpoint or model"):
+        load_pretrained(best)
 
 
 def test_a_checkpoint_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
