@@ -41,11 +41,17 @@ class RetroBatch:
         """The same as tensors on `device`: token ids int64, masks bool."""
         import torch
 
+        on_gpu = torch.device(device).type == "cuda"
+
         def move(array: np.ndarray | None) -> Any:
             if array is None:
                 return None
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if on_gpu:
+                # From other memory the copy would wait until the GPU has done all that it was given before.
+                tensor = tensor.pin_memory()
             # Moved in their narrow type and widened there: half the traffic to an accelerator.
-            tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            tensor = tensor.to(device, non_blocking=on_gpu)
             return tensor if tensor.dtype == torch.bool else tensor.long()
 
         return TorchBatch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
