@@ -14,13 +14,18 @@ import torch
 from retro import __version__
 from retro.train.distributed import Processes
 from retro.train.peak import Peak
+from retro.train.sessions import command_line
 
 _PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "sentencepiece", "tokenizers")
 
 
-def describe_environment(processes: Processes, peak: Peak) -> dict[str, Any]:
-    """JSON-able; what cannot be found out is null. peak: what model FLOPs utilisation is relative to."""
+def describe_environment(processes: Processes, peak: Peak, code: str) -> dict[str, Any]:
+    """JSON-able; what cannot be found out is null. peak: what model FLOPs utilisation is relative to; code: where the
+    source is kept."""
     return {
+        "command": command_line(),
+        "working_directory": os.getcwd(),
+        "code": code,
         "retro_pretraining": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -36,6 +41,12 @@ def describe_environment(processes: Processes, peak: Peak) -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_modified": _modified(),
     }
+
+
+def installed_packages() -> list[str]:
+    """`name==version` of all distributions that Python finds, sorted."""
+    found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return sorted(found, key=str.lower)
 
 
 def _version(package: str) -> str | None:

@@ -8,14 +8,13 @@ killed before its next checkpoint needs to go on behind the data that it left ou
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from retro.artifacts.json_lines import append_json_line, read_json_lines
 from retro.train.state import TrainingDivergedError, TrainState
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class NonfinitePolicy:
             callback.on_incident(trainer, incident)
         if self._history is not None:
             # Last: a run that is killed before this line does all of it again.
-            _append(self._history, incident)
+            append_json_line(self._history, _entry(incident))
         if action == "stop":
             raise TrainingDivergedError(f"{incident.describe()}, expected finite numbers; {self._remedy(before)}")
         return action == "skip"
@@ -155,7 +154,7 @@ class NonfinitePolicy:
 def position_after_rollbacks(state: TrainState, history: Path) -> TrainState:
     """The position of a run that resumes from a checkpoint with `state`: behind what it left out after the last
     rollback to this very checkpoint, if there was one."""
-    for entry in reversed(_entries(history)):
+    for entry in reversed(read_json_lines(history)):
         if entry.get("restored") == _key(state):
             try:
                 return dataclasses.replace(
@@ -166,28 +165,11 @@ def position_after_rollbacks(state: TrainState, history: Path) -> TrainState:
     return state
 
 
-def _append(path: Path, incident: Incident) -> None:
+def _entry(incident: Incident) -> dict[str, Any]:
     row = incident.row()
     if incident.restored is not None:
         row |= {"restored": _key(incident.restored), "rollbacks": incident.state.rollbacks}
-    # After a line that a kill has cut off, this one must not be its end.
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8", newline="\n") as stream:
-        stream.write(("\n" if torn else "") + json.dumps(row, allow_nan=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut off by a kill: what it would have said did not happen
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
+    return row
 
 
 def _key(state: TrainState) -> dict[str, Any]:

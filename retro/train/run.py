@@ -34,7 +34,7 @@ from retro.train.checkpointing.resume import newest_checkpoint, restore, resume
 from retro.train.compiled import compile_or_stay_eager, why_not_compiled
 from retro.train.data import RunData, open_data, resolve_vocabulary
 from retro.train.distributed import Processes, open_processes
-from retro.train.environment import describe_environment
+from retro.train.environment import describe_environment, installed_packages
 from retro.train.initial import InitialWeights, open_start
 from retro.train.nonfinite import NonfinitePolicy, position_after_rollbacks
 from retro.train.parallel.placement import build_model
@@ -42,6 +42,7 @@ from retro.train.peak import Peak, device_peak
 from retro.train.plan.start import warn_of_shortage
 from retro.train.randomness import seed_process
 from retro.train.run_folder import RunFolder, silent_log
+from retro.train.sessions import Session, record_session
 from retro.train.signals import StopRequest, stop_on_signal
 from retro.train.state import TrainState
 from retro.train.trainer import Trainer
@@ -103,20 +104,30 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
         if processes.is_main:
             folder.write_config(config)
             folder.write_release(release.path)
-            folder.write_environment(describe_environment(processes, peak))
+            code = folder.write_code()
+            folder.write_environment(describe_environment(processes, peak, code), installed_packages())
+            layout = {"processes": processes.world, "device": processes.device.type, "code": code}
+            session = stack.enter_context(record_session(folder.sessions, step=trainer.state.step, **layout))
+        else:
+            session = Session(trainer.state.step)
         log.info(_summary(config, trainer, folder, release))
         for line in _padding(config, data) + _missing_neighbors(data):
             log.info(line)
         if config.compile and not trainer.agree_to_stop():
             _compile(trainer, log)
         began = trainer.state
-        state = trainer.fit()
+        try:
+            state = trainer.fit()
+        finally:
+            session.step = trainer.state.step
         stopped = signal.Signals(trainer.stop_signal) if trainer.stop_signal and state.step < config.steps else None
         if stopped is None:
             log.info(f"finished: {state.step} steps, {state.tokens:,} tokens in {state.elapsed_s:.0f} s of training")
         elif state == began:
+            session.reason = stopped.name
             log.info(f"stopped by {stopped.name} before a step was taken; nothing is lost, the same command goes on")
         else:
+            session.reason = stopped.name
             log.info(f"stopped by {stopped.name} after step {state.step}; checkpoint written, the same command resumes")
     return Outcome(folder.path, state, stopped)
 
@@ -273,6 +284,10 @@ def build_callbacks(
             peers=peers,
         )
     )
+    if config.profile is not None:
+        from retro.train.callbacks.profiler import Profiler
+
+        callbacks.append(Profiler(folder.profile, config.profile, config.steps, log))
     return callbacks
 
 

@@ -1,10 +1,11 @@
-"""The folder of a run: runs/<name>/{config.yaml, release.json, environment.json, metrics.jsonl, log.txt, checkpoints}.
+"""The folder of a run: all that is needed to repeat it (but the release), and what came of it (docs/formats.md).
 
 One process writes a run at a time: a lock on `.lock` says so, and vanishes with the process that holds it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import logging
@@ -15,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retro.artifacts.atomic import write_json_atomic, write_text_atomic
+from retro.artifacts.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
+from retro.artifacts.source_code import digest_source, pack_source, read_source, source_root
 from retro.config.errors import ConfigError
 from retro.config.loader import dump_yaml
 from retro.config.train import TrainConfig
@@ -29,8 +31,10 @@ class RunFolder:
         self.path = Path(config.run_root) / config.name
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.sessions = self.path / "sessions.jsonl"
         self.incidents = self.path / "incidents.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -57,17 +61,33 @@ class RunFolder:
         remove_leftovers(self.checkpoints)
 
     def write_config(self, config: TrainConfig) -> None:
-        """The configuration as it was resolved."""
-        write_text_atomic(self.path / "config.yaml", dump_yaml(config))
+        """The configuration as it was resolved; paths are absolute, so that it works in any working directory."""
+        changes: dict[str, Any] = {name: os.path.abspath(getattr(config, name)) for name in ("release", "run_root")}
+        if config.init_from is not None:
+            changes["init_from"] = os.path.abspath(config.init_from)
+        if config.retrofit is not None:
+            base = os.path.abspath(config.retrofit.base)
+            changes["retrofit"] = dataclasses.replace(config.retrofit, base=base)
+        write_text_atomic(self.path / "config.yaml", dump_yaml(dataclasses.replace(config, **changes)))
+
+    def write_code(self) -> str:
+        """The source that runs now, once for each content; its path in the run folder."""
+        files = read_source(source_root())
+        name = f"code/{digest_source(files)}.zip"
+        if not (self.path / name).is_file():
+            (self.path / "code").mkdir(exist_ok=True)
+            write_bytes_atomic(self.path / name, pack_source(files))
+        return name
 
     def write_release(self, release: Path) -> None:
         """A copy of release.json that works from this folder: members are found relative to the file."""
         content = json.loads(release.read_text(encoding="utf-8"))
         write_json_atomic(self.path / "release.json", _moved(content, release.resolve().parent, self.path.resolve()))
 
-    def write_environment(self, environment: dict[str, Any]) -> None:
-        """Versions and hardware of the current session."""
+    def write_environment(self, environment: dict[str, Any], packages: list[str]) -> None:
+        """Versions and hardware of the current session; packages as pip takes them, `name==version`."""
         write_json_atomic(self.path / "environment.json", environment)
+        write_text_atomic(self.path / "packages.txt", "".join(f"{line}\n" for line in packages))
 
     @contextmanager
     def log(self) -> Iterator[logging.Logger]:

@@ -24,7 +24,8 @@ from tests.train import releases
 def test_run_folder_has_the_promised_files(release: Path, tmp_path: Path):
     run = train(releases.config(release, tmp_path)).folder
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == [
-        "checkpoints", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "release.json",
+        "checkpoints", "code", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "packages.txt",
+        "release.json", "sessions.jsonl",
     ]  # fmt: skip
     again = load_config(TrainConfig, run / "config.yaml")
     assert again.model.vocab_size == releases.VOCABULARY
