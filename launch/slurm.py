@@ -45,6 +45,8 @@ def _script(job: Job, facts: Facts) -> str:
     commands = [command for _, command in tasks] or [job.command]
     programs = [read_program(config, command, facts.python) for command in commands]
     program = programs[0]
+    if config.array_tasks is not None and config.array_tasks > 1 and program.is_training:
+        raise ConfigError("array_tasks: all its tasks would train one run; give array with what they differ in")
     lines = ["#!/bin/bash", f"# Job {job.name}, written by `retro launch`."]
     lines += [f"#SBATCH {option}" for option in _options(job, program, len(tasks), facts)]
     lines += config.slurm.setup.splitlines()  # before `set -u`, which the functions of `module` do not bear

@@ -225,6 +225,12 @@ class LaunchConfig:
                 require(
                     getattr(self, name) is None, f"{name}: not read with type 'local', which runs at once; remove it"
                 )
+            default = LaunchConfig.__dataclass_fields__
+            for name in ("launch_root", "snapshot"):
+                require(
+                    getattr(self, name) == default[name].default,
+                    f"{name}: not read with type 'local', which writes no folder; remove it",
+                )
             found = self.resources
             require(
                 found == ResourceConfig(gpus=found.gpus, gpu_type=found.gpu_type),

@@ -44,6 +44,8 @@ def build(**fields: Any) -> LaunchConfig:
         ({**SLURM, "slurm": {"array_parallel": 2}}, "slurm.array_parallel: there is no array"),
         ({"requeues": 1}, "requeues: not read with type 'local'"),
         ({"name": "x"}, "name: not read with type 'local'"),
+        ({"snapshot": False}, "snapshot: not read with type 'local'"),
+        ({"launch_root": "x"}, "launch_root: not read with type 'local'"),
         ({"resources": {"hours": 1}}, "resources: with type 'local' only gpus is read"),
         ({"array": {"seed": [1]}}, "array: read with type 'slurm' only"),
         ({**SLURM, "array": {"seed": []}}, "array.seed: expected at least one value"),

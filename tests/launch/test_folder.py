@@ -109,6 +109,11 @@ def test_mistakes_of_the_command_are_found_before_it_waits_in_a_queue(place: Pat
     assert not (place / "runs").exists()
 
 
+def test_many_tasks_of_one_run_are_refused(place: Path):
+    with pytest.raises(ConfigError, match="array_tasks: all its tasks would train one run"):
+        main(["slurm.yaml", "array_tasks=2", *TRAIN])
+
+
 def test_a_variable_that_is_not_set_is_missed_before_submission(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(ConfigError, match="pass_environment: WANDB_API_KEY is not set here"):

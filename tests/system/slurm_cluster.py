@@ -194,11 +194,9 @@ class SlurmCluster:
         wait_until(lambda: f"warning signal 10 to JobId={job}" in log.read_text(), "Slurm's warning", 45)
         self.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
-    def hold(self, job: str, rank: int) -> int:
-        """Stop one process of the job for a while: the others wait for it. Returns its number."""
-        number = self.pid(job, rank)
-        os.kill(number, signal.SIGSTOP)
-        return number
+    def hold(self, job: str, rank: int) -> None:
+        """Stop one process of the job until Slurm sends it a signal: the others wait for it."""
+        os.kill(self.pid(job, rank), signal.SIGSTOP)
 
 
 def _free_port() -> int:

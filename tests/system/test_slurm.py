@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from tests.system.workplace import ROOT, eval_command, prep_settings, train_comm
 from tests.train import releases
 
 pytestmark = pytest.mark.slow
-STEPS = 300
+STEPS = 160
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +85,16 @@ def steps(run: Path) -> list[int]:
     return [row["step"] for row in rows if row["event"] == "train"]
 
 
-def await_steps(cluster: SlurmCluster, job: str, run: Path, count: int = 5) -> None:
+def hold_in_training(cluster: SlurmCluster, job: str, run: Path, count: int = 5) -> None:
+    """Return when the run has made some steps, and cannot be finished before Slurm does what the test wants: one of its
+    processes is stopped, the other waits for it. Slurm sends SIGCONT before any signal of its own."""
+
     def trained() -> bool:
         assert cluster.state(job) in ("PENDING", "RUNNING"), cluster.log(job)
         return len(steps(run)) >= count
 
     wait_until(trained, f"{count} steps of {run.name}")
+    cluster.hold(job, rank=1)
 
 
 def test_two_tasks_of_srun_train_one_run(undisturbed: dict[str, bytes], place: Path):
@@ -104,10 +106,8 @@ def test_a_time_limit_is_survived(cluster: SlurmCluster, place: Path, undisturbe
     """Slurm's warning -> checkpoint -> 75 -> back into the queue -> resumed -> the weights of the undisturbed run."""
     run = place / "runs" / "limited"
     (job,) = launch(cluster, place, "two.yaml", "--", *train("limited")).values()
-    await_steps(cluster, job, run)
-    held = cluster.hold(job, rank=1)  # or it would be finished before Slurm looks at its limits
+    hold_in_training(cluster, job, run)
     cluster.warn(job)
-    os.kill(held, signal.SIGCONT)
     cluster.wait_for(job, "COMPLETED")
     log = cluster.log(job)
     assert "stopped by SIGUSR1 after step" in log
@@ -121,7 +121,7 @@ def test_a_time_limit_is_survived(cluster: SlurmCluster, place: Path, undisturbe
 def test_a_preempted_job_goes_on_later(cluster: SlurmCluster, place: Path, undisturbed: dict[str, bytes]):
     run = place / "runs" / "preempted"
     (job,) = launch(cluster, place, "two.yaml", "--", *train("preempted")).values()
-    await_steps(cluster, job, run)
+    hold_in_training(cluster, job, run)
     urgent = cluster.call("sbatch", "--parsable", "-p", "urgent", "-n", "2", "-o", "/dev/null", "--wrap", "true")
     cluster.wait_for(urgent, "COMPLETED")
     cluster.wait_for(job, "COMPLETED")
@@ -134,7 +134,7 @@ def test_a_preempted_job_goes_on_later(cluster: SlurmCluster, place: Path, undis
 def test_a_cancelled_job_checkpoints_and_stays_cancelled(cluster: SlurmCluster, place: Path):
     run = place / "runs" / "cancelled"
     (job,) = launch(cluster, place, "two.yaml", "--", *train("cancelled")).values()
-    await_steps(cluster, job, run)
+    hold_in_training(cluster, job, run)
     cluster.call("scancel", job)
     wait_until(lambda: not cluster.call("squeue", "-h", "-j", job), "the end of the cancelled job")
     assert cluster.state(job) == "CANCELLED"
