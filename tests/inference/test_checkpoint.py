@@ -133,6 +133,18 @@ def test_an_exported_model(run, workspace, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in opened.load_model().state_dict().items())
 
 
+def test_an_averaged_model_is_evaluated(workspace, tmp_path, capsys):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_run(tmp_path / name, workspace.release, retro=True, seed=seed)
+    mean = tmp_path / "mean"
+    assert main(["checkpoint", "average", f"checkpoints=[{tmp_path}/a,{tmp_path}/b]", f"output={mean}"]) == 0
+    assert open_checkpoint(mean).stored["average"][1]["run"] == "b"
+    command = ["eval", "task=perplexity", f"checkpoint={mean}", f"release={tmp_path / 'a' / 'release.json'}"]
+    sizes = [f"sequence_length={SEQUENCE}", f"num_neighbors={NEIGHBORS}", "max_sequences=2", "modes=[on]"]
+    assert main([*command, *sizes, f"output={tmp_path}", "device=cpu"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+
+
 def test_a_hugging_face_folder_is_told(run, tmp_path):
     alone = tmp_path / "theirs"
     alone.mkdir()
