@@ -108,7 +108,14 @@ def test_weights_gradients_optimizer_and_checkpoint_are_exact(frozen: bool):
     assert memory.checkpoint == memory.staging == weights + moments
 
 
-SHARDED = """
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "fsdp": {"strategy": "fsdp"},
+    "hybrid": {"strategy": "fsdp", "shard": 2},
+    "tensor": {"tensor": 2},
+    "fsdp_tensor": {"strategy": "fsdp", "tensor": 2},
+}
+# The first of 4 processes, without the others (a fake group): bytes of weights that it holds in every layout.
+SHARES = """
 import json, sys, torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -117,46 +124,40 @@ from retro.config.train import TrainConfig
 from retro.model.retro import RetroModel
 from retro.train.parallel.fsdp import shard_model
 from retro.train.parallel.mesh import TENSOR, build_mesh, lay_out, shard_mesh
-config, world = from_dict(TrainConfig, json.loads(sys.argv[1])), int(sys.argv[2])
-dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-layout = lay_out(config.parallel, world)
-mesh = build_mesh(layout, "cpu")
-with torch.device("meta"):
-    model = RetroModel(config.model)
-if layout.tensor > 1:
-    from retro.train.parallel.tensor_parallel import apply_tensor_parallel
-    apply_tensor_parallel(model, mesh[TENSOR])
-if layout.shard > 1:
-    shard_model(model, shard_mesh(mesh, layout), config.parallel, config.precision)
-local = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
-print(sum(4 * p.numel() for p in local))
+from retro.train.parallel.tensor_parallel import apply_tensor_parallel
+dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+found = {}
+for name, values in json.loads(sys.argv[1]).items():
+    config = from_dict(TrainConfig, values)
+    layout = lay_out(config.parallel, 4)
+    mesh = build_mesh(layout, "cpu")
+    with torch.device("meta"):
+        model = RetroModel(config.model)
+    if layout.tensor > 1:
+        apply_tensor_parallel(model, mesh[TENSOR])
+    if layout.shard > 1:
+        shard_model(model, shard_mesh(mesh, layout), config.parallel, config.precision)
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    found[name] = sum(4 * p.numel() for p in local)
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    "parallel",
-    [
-        {"strategy": "fsdp"},
-        {"strategy": "fsdp", "shard": 2},
-        pytest.param({"tensor": 2}, id="tensor"),
-        pytest.param({"strategy": "fsdp", "tensor": 2}, id="fsdp_tensor"),
-    ],
-)
-def test_the_share_of_a_process_is_exact(parallel: dict[str, Any]):
-    """The first of 4 processes, whose rows are never fewer than the others'; without the others (a fake group)."""
-    if "tensor" in parallel:
-        pytest.importorskip("retro.train.parallel.tensor_parallel")
-    values = {"name": "x", "release": "r", "model": dataclasses.asdict(settings().model), "parallel": parallel}
-    values |= {"global_batch": 16, "sequence_length": 256}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, json.dumps(values), "4"], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+def test_the_share_of_a_process_is_exact():
+    """The first process's rows are never fewer than the others'."""
+    model = dataclasses.asdict(settings().model)
+    common = {"name": "x", "release": "r", "model": model, "global_batch": 16, "sequence_length": 256}
+    runs = {name: {**common, "parallel": parallel} for name, parallel in LAYOUTS.items()}
+    command = [sys.executable, "-c", SHARES, json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    config = from_dict(TrainConfig, values)
-    memory = plan_on(config, config.model, Device("GPU", None, None, False), 4).memory
-    # The plan shares scalars, FSDP whole rows.
-    assert memory.device["weights"] == pytest.approx(int(done.stdout), rel=0.01)
-    assert memory.device["optimizer"] == 2 * memory.device["weights"]
+    held = json.loads(done.stdout)
+    for name, values in runs.items():
+        config = from_dict(TrainConfig, values)
+        memory = plan_on(config, config.model, Device("GPU", None, None, False), 4).memory
+        # The plan shares scalars, FSDP whole rows.
+        assert memory.device["weights"] == pytest.approx(held[name], rel=0.01), name
+        assert memory.device["optimizer"] == 2 * memory.device["weights"]
 
 
 def test_sharding_divides_and_accumulation_holds_whole_gradients():
@@ -166,6 +167,8 @@ def test_sharding_divides_and_accumulation_holds_whole_gradients():
     assert plans[1]["optimizer"] == pytest.approx(plans[0]["optimizer"] / 2, rel=0.02)
     assert plans[0]["whole_gradients"] == 0
     assert plans[1]["whole_gradients"] == pytest.approx(plans[0]["gradients"], rel=0.02)
+    often = settings(parallel={"strategy": "fsdp", "exchange": "micro_batch"})
+    assert plan_on(often, often.model, gpu, 2).memory.device["whole_gradients"] == 0
     one_batch = dataclasses.replace(fsdp, micro_batch=8)
     assert plan_on(one_batch, one_batch.model, gpu, 2).memory.device["whole_gradients"] == 0
     kept = dataclasses.replace(fsdp, parallel=dataclasses.replace(fsdp.parallel, reshard_after_forward=False))
@@ -317,3 +320,15 @@ def test_text_and_summary_agree():
     assert "without activation checkpointing" in text
     assert "weights sharded over 2" in text
     assert summary(plan) in text
+
+
+@pytest.mark.slow
+def test_the_peak_of_training_is_what_is_planned():
+    """Live storages of real steps, GPT and RETRO, float32 and bfloat16, with and without activation checkpointing."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/memory_plan.py", "--small"], capture_output=True, text=True, timeout=170, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines() if "predicted" in line]
+    assert len(rows) == 18
+    assert max(abs(row["error"]) for row in rows) < 0.05

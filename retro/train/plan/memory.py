@@ -137,10 +137,14 @@ def _reduce_bytes(config: TrainConfig) -> int:
     return 2 if config.parallel.reduce == "bf16" else 4
 
 
+def _waits_with_gradients(config: TrainConfig, layout: Layout) -> bool:
+    return layout.shard > 1 and layout.micro_batches > 1 and config.parallel.exchange == "step"
+
+
 def _whole_gradients(config: TrainConfig, layout: Layout, trained: list[Parameter]) -> int:
     """fsdp sums the gradients of all but a step's last micro-batch where they are made, and exchanges them once: until
     then every process holds those of all matrices whole, unless they are exchanged with every micro-batch."""
-    if layout.shard == 1 or layout.micro_batches == 1 or config.parallel.exchange == "micro_batch":
+    if not _waits_with_gradients(config, layout):
         return 0
     return sum(p.local for p in trained if p.is_sharded) * _reduce_bytes(config)
 
@@ -149,7 +153,7 @@ def _head_gradient(config: TrainConfig, model: ModelConfig, layout: Layout) -> i
     """fsdp exchanges the gradient of the vocabulary's matrix at the end of the backward pass, but it is there from its
     beginning on."""
     assert model.vocab_size is not None
-    if layout.shard == 1 or layout.micro_batches > 1 or config.freeze_backbone:
+    if layout.shard == 1 or _waits_with_gradients(config, layout) or config.freeze_backbone:
         return 0
     return 4 * model.vocab_size * model.width
 

@@ -88,6 +88,8 @@ def _kinds(plan: Plan) -> Iterator[list[dict[str, Any]]]:
     over_all = layout.replicas == 1 and layout.shard > 1
     fsdp: dict[str, Any] = {} if over_all or layout.devices == 1 else {"parallel.strategy": "fsdp"}
     yield smaller
+    if plan.memory.device["whole_gradients"]:
+        yield [{"parallel.exchange": "micro_batch"}]
     if every:
         yield [some, every]
         yield [{**every, **size} for size in smaller]
