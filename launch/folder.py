@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.rendered import Rendered
-from launch.snapshot import pack, packages, revision
+from launch.snapshot import packages, revision
+from retro.artifacts.source_code import pack_source
 from retro.config.errors import ConfigError
 
 _RECORD = "launch.json"
@@ -52,13 +53,13 @@ def write_folder(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         if source and rendered.program == "kubectl":
-            packed = pack(source)
+            packed = pack_source(source)
             if len(packed) > CONFIG_MAP_BYTES:
                 raise ConfigError(
                     f"snapshot: the source packs to {len(packed):,} bytes, a ConfigMap holds {CONFIG_MAP_BYTES:,}; put "
                     "the project into the image and set snapshot=false"
                 )
-            (temporary / "source.tar.gz").write_bytes(packed)
+            (temporary / "source.zip").write_bytes(packed)
         record = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": platform.node(),

@@ -33,7 +33,7 @@ def render_kubernetes(config: LaunchConfig, job: Job, facts: Facts, kept: str | 
     """
     program = read_program(config, job.command, "python3")
     name = _object_name(job.name, facts.digest)
-    carried = ["run.sh", *(["source.tar.gz"] if facts.snapshot else []), *([kept] if kept else [])]
+    carried = ["run.sh", *(["source.zip"] if facts.snapshot else []), *([kept] if kept else [])]
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -116,7 +116,7 @@ def _job(config: LaunchConfig, name: str) -> dict[str, Any]:
 def _script(config: LaunchConfig, program: Program, name: str, facts: Facts) -> str:
     lines = ["set -euo pipefail"]
     if facts.snapshot:
-        lines.append(f"mkdir -p {_SOURCE} && tar -xzf {MOUNT}/source.tar.gz -C {_SOURCE}")
+        lines.append(f"python3 -m zipfile -e {MOUNT}/source.zip {_SOURCE}")
         lines.append(f"export PYTHONPATH={_SOURCE}${{PYTHONPATH:+:$PYTHONPATH}}")
         if program.kind == "retro":
             lines.append("export PYTHONSAFEPATH=1")

@@ -13,7 +13,7 @@ from launch.kubernetes import MOUNT, render_kubernetes
 from launch.rendered import Facts, Rendered
 from launch.skypilot import render_skypilot
 from launch.slurm import render_slurm
-from launch.snapshot import digest, read_source, source_root
+from retro.artifacts.source_code import digest_source, read_source, source_root
 from retro.config.launch import LaunchConfig
 from retro.config.loader import dump_yaml
 
@@ -48,7 +48,7 @@ def prepare_launch(config: LaunchConfig, command: Sequence[str], *, python: str,
         [
             *(f"{name}\n{text}" for name, text in configurations.items()),
             *("\0".join(job.command) for job in jobs),
-            digest(source),
+            digest_source(source),
             python,
             str(working_directory),
         ]

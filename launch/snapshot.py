@@ -1,55 +1,13 @@
-"""A copy of the project's source, so that a queued job runs what was there when it was submitted."""
+"""What a launch was made with, beside the source: installed packages and the git commit."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import importlib.metadata
-import io
 import os
 import subprocess
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
-#: The packages that a job imports.
-PACKAGES = ("retro", "data_prep", "launch")
-
-
-def source_root() -> Path:
-    """The folder that holds the packages: a checkout, or site-packages."""
-    return Path(__file__).resolve().parents[1]
-
-
-def read_source(root: Path) -> dict[str, bytes]:
-    """Relative path -> content of every file of the packages below `root`, sorted."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*")):
-            inside = path.relative_to(root)
-            if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inside.parts):
-                found[inside.as_posix()] = path.read_bytes()
-    return dict(sorted(found.items()))
-
-
-def digest(files: Mapping[str, bytes]) -> str:
-    """sha256 of names and contents."""
-    total = hashlib.sha256()
-    for name, content in files.items():
-        total.update(f"{len(name.encode())} {len(content)} {name}\n".encode())
-        total.update(content)
-    return total.hexdigest()
-
-
-def pack(files: Mapping[str, bytes]) -> bytes:
-    """The files as a .tar.gz, the same bytes for the same files."""
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
+from retro.artifacts.source_code import PACKAGES
 
 
 def packages() -> str:

@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from launch import snapshot
 from launch.__main__ import main
 from launch.folder import CONFIG_MAP_BYTES
 from launch.submit import SubmissionError
@@ -168,20 +167,7 @@ def test_a_pod_gets_the_source_packed(place: Path):
     (place / "k.yaml").write_text("type: kubernetes\nname: it\nkubernetes: {image: x}\n")
     assert main(["k.yaml", "--write", *TRAIN]) == 0
     folder = folder_of(place)
-    with tarfile.open(folder / "source.tar.gz") as archive:
-        assert {"retro/cli/train.py", "launch/worker.py", "retro/serving/page/index.html"} <= set(archive.getnames())
+    with zipfile.ZipFile(folder / "source.zip") as archive:
+        assert {"retro/cli/train.py", "launch/worker.py", "retro/serving/page/index.html"} <= set(archive.namelist())
     assert "/launch/it.yaml" in (folder / "run.sh").read_text()
-    assert (folder / "source.tar.gz").stat().st_size < CONFIG_MAP_BYTES
-
-
-def test_the_packed_source_is_the_same_bytes():
-    files = {"a/b.py": b"x = 1\n", "c": b""}
-    assert snapshot.pack(files) == snapshot.pack(dict(files))
-    assert snapshot.digest(files) != snapshot.digest({**files, "c": b" "})
-
-
-def test_caches_do_not_travel(tmp_path: Path):
-    for name in ("retro/a.py", "retro/__pycache__/a.pyc", "retro/.x", "tests/t.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    assert snapshot.read_source(tmp_path) == {"retro/a.py": b"retro/a.py"}
+    assert (folder / "source.zip").stat().st_size < CONFIG_MAP_BYTES
