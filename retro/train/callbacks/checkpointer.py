@@ -12,6 +12,7 @@ from retro.train.checkpointing.background import BackgroundSave
 from retro.train.checkpointing.folders import point_best, step_name
 from retro.train.checkpointing.identity import Identity
 from retro.train.checkpointing.peers import ALONE, Peers
+from retro.train.checkpointing.resume import newest_checkpoint
 from retro.train.checkpointing.save import Resumed, Retention, take_snapshot, write_snapshot
 from retro.train.checkpointing.staging import Staging
 from retro.train.randomness import generator_states
@@ -58,7 +59,7 @@ class Checkpointer(Callback):
         """Mend the link to the best one, which a kill may have left behind; save the start if asked to."""
         if self.peers.is_main:
             point_best(self.folder, self._best_step if self.keep_best else None)
-        if self.keep_start and trainer.state.step == 0:
+        if self.keep_start and newest_checkpoint(self.folder, self.peers) is None:
             self._save(trainer)
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
@@ -75,7 +76,9 @@ class Checkpointer(Callback):
             self._save(trainer)
 
     def on_stop(self, trainer: Trainer, failed: bool) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait for the checkpoint that is being written, unless training ends at once."""
+        if trainer.interrupted:
+            return
         try:
             self.finish()
         except Exception:
