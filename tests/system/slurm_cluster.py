@@ -64,7 +64,7 @@ class ClusterUnavailableError(Exception):
     """Why there can be no Slurm here."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     """Return when `condition` holds; AssertionError naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -159,7 +159,7 @@ class SlurmCluster:
         """JobState."""
         return self.facts(job)["JobState"]
 
-    def wait_for(self, job: str, state: str, seconds: float = 90) -> None:
+    def wait_for(self, job: str, state: str, seconds: float = 150) -> None:
         """Return when the job is in `state`; AssertionError with its log if it ends otherwise."""
         final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "PREEMPTED")
 

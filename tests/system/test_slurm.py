@@ -194,7 +194,7 @@ def test_a_chain_runs_in_order(cluster: SlurmCluster, tmp_path: Path):
     assert list(jobs) == ["prep", "train", "eval"]
     assert cluster.facts(jobs["train"])["Dependency"].startswith(f"afterok:{jobs['prep']}")
     for job in jobs.values():
-        cluster.wait_for(job, "COMPLETED", 120)
+        cluster.wait_for(job, "COMPLETED")
     assert "on 2 process(es)" in cluster.log(jobs["train"])
     assert (tmp_path / "runs" / "gpt" / "eval" / "perplexity-test" / "results.json").is_file()
 
