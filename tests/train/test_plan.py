@@ -21,13 +21,15 @@ from retro.config.train import TrainConfig
 from retro.model.presets import load_preset
 from retro.model.retro import RetroModel
 from retro.model.retrofit import freeze_backbone
-from retro.optim.adamw import build_adamw
-from retro.train.plan.devices import GIB, KNOWN_DEVICES, Device, find_device
+from retro.optim.build import build_optimizer
+from retro.train.plan.devices import GIB, KNOWN_DEVICES, MIB, Device, find_device
 from retro.train.plan.parameters import PARTS, compared_gpt, count_parts, list_parameters
 from retro.train.plan.plan import make_plan, plan_on
 from retro.train.plan.remedies import check_fits, remedies, shortage
 from retro.train.plan.report import render_plan, summary
 from retro.train.plan.start import shortage_on
+from retro.train.run import train
+from tests.train import releases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,13 +90,14 @@ def test_parts_are_all_parameters():
     assert parts["head"] == parts["embedding"] == 1003 * 64
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_weights_gradients_optimizer_and_checkpoint_are_exact(frozen: bool):
-    config = settings(freeze_backbone=frozen)
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "frozen"])
+def test_weights_gradients_optimizer_and_checkpoint_are_exact(frozen: bool, optimizer_name: str):
+    config = settings(freeze_backbone=frozen, optimizer=optimizer_name)
     model = RetroModel(config.model)
     if frozen:
         freeze_backbone(model)
-    optimizer = build_adamw(model, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = build_optimizer(config, model)
     tokens = torch.randint(0, 1003, (1, 256))
     neighbors = torch.randint(0, 1003, (1, 3, 2, 128))
     model(tokens, neighbors, targets_BN=tokens).loss.backward()
@@ -173,14 +176,6 @@ def test_sharding_divides_and_accumulation_holds_whole_gradients():
     assert plan_on(one_batch, one_batch.model, gpu, 2).memory.device["whole_gradients"] == 0
     kept = dataclasses.replace(fsdp, parallel=dataclasses.replace(fsdp.parallel, reshard_after_forward=False))
     assert plan_on(kept, kept.model, gpu, 2).memory.device["weight_copies"] > plans[1]["weight_copies"]
-
-
-def test_muon_holds_one_moment_of_matrices():
-    adamw, muon = settings(), settings(optimizer="muon")
-    gpu = Device("GPU", None, None, False)
-    sizes = [plan_on(config, config.model, gpu, 1).memory.device["optimizer"] for config in (adamw, muon)]
-    matrices = sum(p.size for p in list_parameters(adamw.model) if p.is_matrix)
-    assert sizes[0] - sizes[1] == 4 * matrices
 
 
 def test_work_of_the_study_in_device_hours():
@@ -288,6 +283,16 @@ def test_a_run_on_a_gpu_that_is_too_small_is_warned():
     assert "Some GPU has 40.0" in line and "estimate" in line
 
 
+def test_a_run_warns_before_it_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = releases.config(releases.build_release(tmp_path), tmp_path / "runs", steps=1, warmup_steps=1)
+    monkeypatch.setattr("retro.train.run.warn_of_shortage", lambda config, device, devices: [f"short on {devices}"])
+    assert train(config).state.step == 1
+    said = capsys.readouterr().err
+    assert said.index("warning: short on 1") < said.index("step 1/1")
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]):
     file = "configs/train/tiny_retro.yaml"
     command = ["train", file, "--plan", "plan.vocab_size=4096", "plan.device=cpu", "peak_tflops=0.1"]
@@ -316,7 +321,7 @@ def test_text_and_summary_agree():
     )
     plan = make_plan(config)
     text = render_plan(plan)
-    assert f"{plan.memory.total / GIB:.2f}   of 79.1: fits" in text
+    assert f"{plan.memory.total / MIB:.2f}   of {79.1 * 1024:.1f}: fits" in text
     assert "without activation checkpointing" in text
     assert "weights sharded over 2" in text
     assert summary(plan) in text

@@ -8,7 +8,7 @@ from typing import Literal
 from retro.config.errors import ConfigError
 from retro.train.peak import known_gpu
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 #: Name -> (name in the table of peaks, GiB that a process finds: the driver reports somewhat less than the vendor's
 #: figure, whose GB are GiB for most).

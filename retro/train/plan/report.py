@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retro.train.plan.devices import GIB
+from retro.train.plan.devices import GIB, MIB
 from retro.train.plan.parameters import PARTS
 from retro.train.plan.plan import Plan
 from retro.train.plan.remedies import PART_NAMES
@@ -64,11 +64,13 @@ def _work(plan: Plan) -> list[str]:
     count = "1 micro-batch" if layout.micro_batches == 1 else f"{layout.micro_batches} micro-batches"
     who = "group of devices" if layout.tensor > 1 else "device"
     batches = f"per {who} {count} of {layout.micro_batch}"
-    whole = f"{_count(work.tokens)} tokens ({work.tokens:,}), {_count(work.sequences)} sequences"
+    exact = f" ({work.tokens:,})" if work.tokens >= 1e6 else ""
+    whole = f"{_count(work.tokens)} tokens{exact}, {_count(work.sequences)} sequences"
     operations = f"{work.flops_per_token / 1e9:.3g} GFLOP per token"
     if plan.model.is_retro:
         more = work.flops_per_token / work.gpt_flops_per_token - 1
-        operations += f" ({more:+.0%} to the GPT), {config.plan.neighbor_share:.0%} of the chunks with neighbors"
+        gpt = "GPT, all of it trained" if config.freeze_backbone else "GPT"
+        operations += f" ({more:+.0%} to the {gpt}), {config.plan.neighbor_share:.0%} of the chunks with neighbors"
     lines = [
         "Work",
         f"  {'a step':<16}{work.sequences_per_step:,} sequences x {config.sequence_length:,} = "
@@ -89,18 +91,19 @@ def _work(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
-    lines = [f"{'Memory of a device at its peak':<42}{'GiB':>8}"]
+    unit, size_of = ("GiB", GIB) if memory.total >= 4 * GIB else ("MiB", MIB)
+    lines = [f"{'Memory of a device at its peak':<42}{unit:>8}"]
     for name, size in memory.device.items():
         if size == 0:
             continue
         part, note = name.removeprefix("activations_"), ""
         if part in plan.config.activation_checkpointing:
-            note = f"   ({memory.unchecked[part] / GIB:.2f} without activation checkpointing)"
-        lines.append(f"  {_part_name(plan, name):<40}{size / GIB:>8.2f}{note}")
+            note = f"   ({memory.unchecked[part] / size_of:.2f} without activation checkpointing)"
+        lines.append(f"  {_part_name(plan, name):<40}{size / size_of:>8.2f}{note}")
     note = ""
     if plan.device.memory is not None:
-        note = f"   of {plan.device.memory / GIB:.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
-    lines.append(f"  {'all':<40}{memory.total / GIB:>8.2f}{note}")
+        note = f"   of {plan.device.memory / size_of:.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
+    lines.append(f"  {'all':<40}{memory.total / size_of:>8.2f}{note}")
     return lines
 
 
@@ -162,8 +165,10 @@ def _duration(days: float) -> str:
     if days >= 1:
         return f"{days:.1f} days"
     hours = days * 24
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.2g} seconds"
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
