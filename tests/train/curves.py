@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +21,8 @@ from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.data.tokenizer import open_tokenizer
 from retro.model.retrofit import freeze_backbone
+from retro.model.shards import row_orders
+from retro.nn.shards import gather_whole
 from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
 from retro.train.callbacks.base import Callback
@@ -135,7 +138,8 @@ def train_curve(settings: dict[str, Any], without_neighbors: str = "", rehearse:
         with counted_collectives() as counts:
             trainer.fit()
         curve.collectives = dict(counts)
-    curve.weights = {name: whole(p).numpy().copy() for name, p in model.named_parameters()}
+    orders = row_orders(model)
+    curve.weights = {name: whole(p, orders.get(name)).numpy().copy() for name, p in model.named_parameters()}
     return curve
 
 
@@ -143,9 +147,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def whole(tensor: Tensor, row_order: Tensor | None = None) -> Tensor:
+    gathered = gather_whole(tensor.detach())
+    return gathered if row_order is None else torch.empty_like(gathered).index_copy_(0, row_order, gathered)
 
 
 @contextmanager
@@ -169,6 +173,12 @@ def train_curves(rank: int, world: int, jobs: list[tuple[dict[str, Any], str]]) 
     """`train_curve` of every job, in a process of tests.train.worlds."""
     join(rank, world)
     return [train_curve(*job) for job in jobs]
+
+
+def train_compiled(rank: int, world: int, settings: dict[str, Any]) -> Curve:
+    """`train_curve` with compiled layers."""
+    join(rank, world)
+    return train_curve(settings, rehearse=True)
 
 
 def join(rank: int, world: int) -> None:
