@@ -103,17 +103,31 @@ def test_every_reader_reads_pieces(run: Path, release: Path, tmp_path: Path) -> 
     assert weights[0] == weights[1]
 
 
-def test_an_average_is_evaluated_and_trained_on(run: Path, release: Path, tmp_path: Path) -> None:
+def test_an_average_is_evaluated(run: Path, release: Path, tmp_path: Path) -> None:
     mean = tmp_path / "mean"
     command("checkpoint", "average", f"run={run}", "last=2", f"output={mean}", "weights=[1,3]")
     steps = [load_pretrained(folder).state_dict() for _, folder in list_checkpoints(run / "checkpoints")]
     for name, tensor in load_pretrained(mean).state_dict().items():
         assert torch.equal(tensor, (0.25 * steps[0][name].double() + 0.75 * steps[1][name].double()).float())
     assert bits_per_byte(mean, release, tmp_path / "eval") > 0
-    # Two processes begin with it, each with its part of the weights.
-    values = releases.settings(release, tmp_path, name="next", init_from=str(mean), parallel={"strategy": "fsdp"})
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [(1, {}), (2, {"strategy": "fsdp"}), (2, {"tensor": 2}), (4, {"strategy": "fsdp", "tensor": 2})],
+    ids=["one", "fsdp", "tensor", "both"],
+)
+def test_processes_that_share_the_weights_begin_with_them(
+    run: Path, release: Path, tmp_path: Path, world: int, parallel: dict[str, object]
+) -> None:
+    """Each takes its part of what two others have written: after a step of no length it is all there again."""
+    values = releases.settings(release, tmp_path, name="next", init_from=str(run), parallel=parallel)
+    still = {"steps": 1, "warmup_steps": 0, "learning_rate": 1e-30, "min_learning_rate": 1e-30, "validate_every": 0}
     del values["model"]
-    file, log = releases.write_yaml(tmp_path / "next.yaml", {**values, "steps": 2, "warmup_steps": 1}), tmp_path / "log"
-    assert run_ranks(file, 2, log) == [0, 0], log.read_text()
-    manifest = json.loads((tmp_path / "next" / "checkpoints" / "step_000002" / "manifest.json").read_text())
-    assert manifest["config"]["init_from"] == open_checkpoint(mean).fingerprint
+    file, log = releases.write_yaml(tmp_path / "next.yaml", {**values, **still}), tmp_path / "log"
+    assert run_ranks(file, world, log) == [0] * world, log.read_text()
+    expected, found = load_pretrained(run).state_dict(), load_pretrained(tmp_path / "next").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    manifest = json.loads((tmp_path / "next" / "checkpoints" / "step_000001" / "manifest.json").read_text())
+    fingerprint = open_checkpoint(run).fingerprint
+    assert manifest["config"]["init_from"] == fingerprint == open_checkpoint(tmp_path / "next").fingerprint
