@@ -95,7 +95,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
             "environment": {"NCCL_DEBUG": "WARN"},
             "pass_environment": ["WANDB_API_KEY"],
             "kubernetes": {
-                "image": "registry.example.org/retro:1",
+                "image": "your-team/retro:1",
                 "namespace": "lm",
                 "claims": {"retro": "/workspace", "scratch": "/scratch"},
                 "secret": "wandb",

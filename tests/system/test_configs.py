@@ -13,7 +13,7 @@ from retro.config.loader import dump_yaml, load_config
 from retro.config.model import ModelConfig
 from retro.config.preparation import PrepConfig
 from retro.config.serving import ServeConfig
-from retro.config.train import TrainConfig
+from retro.config.train import FREE_FIELDS, TrainConfig
 from tests.system.workplace import CONFIGS, ROOT
 
 CLASSES = {
@@ -85,7 +85,8 @@ def test_gpt_and_retro_of_a_pair_differ_in_the_model_only(monkeypatch):
         gpt = load_config(TrainConfig, path)
         retro = load_config(TrainConfig, path.with_name(path.name.replace("gpt", "retro")))
         differing = {n for n in gpt.__dataclass_fields__ if getattr(gpt, n) != getattr(retro, n)}
-        assert differing <= {"name", "model", "init_from", "retrofit"}, f"{path.name}: {sorted(differing)}"
+# What a run may be resumed with other values of (how it is spread over devices, say) trains the same.
+        assert differing - set(FREE_FIELDS) <= {"model"}, f"{path.name}: {sorted(differing)}"
         if gpt.retrofit and retro.retrofit:
             assert gpt.retrofit.base == retro.retrofit.base
             assert not gpt.retrofit.cross_attention_layers
