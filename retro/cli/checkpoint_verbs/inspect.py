@@ -70,7 +70,9 @@ def _lines(found: Description) -> Iterator[str]:
     if _is_number(state.get("elapsed_s")):
         yield f"  training time  {duration(state['elapsed_s'])}"
     for name, value in state.items():
-        if name not in ("step", "samples", "tokens", "elapsed_s") and value:
+        if name == "sample_hash" and type(value) is int:
+            yield f"  {name:<14} {value:016x}"  # as in metrics.jsonl
+        elif name not in ("step", "samples", "tokens", "elapsed_s") and value:
             yield f"  {name:<14} {_short(value)}"
     for name in ("release", "tokenizer", "init_from", "weights"):
         value = getattr(found, name)
