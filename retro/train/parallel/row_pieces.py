@@ -1,4 +1,4 @@
-"""A tensor-parallel parameter of a fused layer, as torch.distributed.checkpoint sees it: several ranges of rows."""
+"""A tensor-parallel parameter of a fused layer, as retro.train.checkpointing sees it: several ranges of rows."""
 
 from __future__ import annotations
 
