@@ -15,10 +15,12 @@ from retro.config.errors import ConfigError
 from retro.train.callbacks.log_window import LogWindow
 from retro.train.callbacks.progress import Progress
 from retro.train.callbacks.utilisation import Utilisation
+from retro.train.callbacks.weights_and_biases import WeightsAndBiases
 from retro.train.peak import Peak
 from retro.train.run import train
-from retro.train.state import StepRecord, TrainState
+from retro.train.state import StepRecord, TrainingDivergedError, TrainState
 from tests.train import releases
+from tests.train.poison import Poison
 
 
 def record(step: int, loss_sum: float = 20.0, tokens: int = 10, seconds: float = 0.5) -> StepRecord:
@@ -139,3 +141,32 @@ def test_a_missing_package_is_a_clear_error(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match="pip install 'retro-pretraining"):
         train(releases.config(release, tmp_path, **change))
+
+
+def test_wandb_goes_on_with_one_run_after_a_kill_and_a_rollback(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    told: list[dict[str, Any]] = []
+    send = WeightsAndBiases._send
+
+    def watched(self: WeightsAndBiases, row: dict[str, Any]) -> None:
+        told.append(row)
+        send(self, row)
+
+    monkeypatch.setattr(WeightsAndBiases, "_send", watched)
+    changes = {"wandb": "offline", "log_every": 1, "validate_every": 0, "on_nonfinite": "rollback"}
+    with monkeypatch.context() as patch:
+        Poison((8,)).install(patch.setattr)  # before the first checkpoint, so that no state tells the id
+        with pytest.raises(TrainingDivergedError):
+            train(releases.config(release, tmp_path, **{**changes, "on_nonfinite": "stop"}))
+        run = train(releases.config(release, tmp_path, **changes)).folder
+    identity = (run / "wandb" / "run_id").read_text().strip()
+    folders = list(run.glob("wandb/offline-run-*"))
+    assert folders and all(folder.name.endswith(f"-{identity}") for folder in folders)
+    # What was told twice is over the same step, and the later one is that of metrics.jsonl.
+    assert [row["step"] for row in told] == [1, 2, 1, 2, *range(1, 9)]
+    last = {row["step"]: row["loss"] for row in told}
+    assert last == {row["step"]: row["loss"] for row in releases.metrics(run, "train")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,13 @@ class Profiler(Callback):
             activities.append(ProfilerActivity.CUDA)
         warm_up = int(step < self._first)
         self._began = step + warm_up
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # nothing is before step 1
+            # One step more than wanted, so that leaving the last one does not throw away what was recorded.
+            plan = schedule(wait=0, warmup=warm_up, active=self._last - self._began + 1, repeat=1)
         self._profile = profile(
             activities=activities,
-            # One step more than wanted, so that leaving the last one does not throw away what was recorded.
-            schedule=schedule(wait=0, warmup=warm_up, active=self._last - self._began + 1, repeat=1),
+            schedule=plan,
             profile_memory=self.config.memory,
             with_stack=self.config.stacks,
         )
