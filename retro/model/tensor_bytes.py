@@ -1,6 +1,9 @@
 """The bytes of a safetensors file, in the order in which the library itself lays tensors out, one tensor at a time.
 
 So a set has one form as a single file, and the SHA-256 of that form names its content however it is cut into files.
+`safetensors.torch.save_file` makes the same bytes, but keeps the interpreter's lock for the whole file and leaves the
+checksum to a second pass over the disk, so training would stand still while a thread writes a checkpoint. Here the lock
+is free while bytes are hashed and written.
 """
 
 from __future__ import annotations
@@ -68,20 +71,38 @@ def write_file(
     metadata: Mapping[str, str] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Write the new file `path` (see `iter_file`), flush it to the disk, and return the manifest's record of it.
+    """Write the new file `path` (see `iter_file`), flush it to the disk, and return the manifest's record of it,
+    {"name", "bytes", "sha256"}.
 
     advance: called with the number of bytes of each block. Raises OSError.
     """
     digest, size = hashlib.sha256(), 0
-    with open(path, "xb") as file:
+    with open(path, "xb", buffering=0) as file:
         for block in iter_file(kinds, read, metadata):
             digest.update(block)
-            file.write(block)
+            _write_all(file, memoryview(block))
             size += len(block)
             advance(len(block))
-        file.flush()
         os.fsync(file.fileno())
     return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """As `write_file`, of tensors (of any device) in memory. The record is of the bytes that were given to the system,
+    not of what the disk made of them. Raises OSError, FileExistsError if `path` is there, and TypeError for a dtype
+    without a name in the format."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise TypeError(f"{name}: tensors of {tensor.dtype} cannot be stored")
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_file(path, kinds, tensors.__getitem__, metadata)
+
+
+def _write_all(file: Any, block: memoryview) -> None:
+    while block:
+        block = block[file.write(block) :]
 
 
 def content_sha256(files: TensorFiles) -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from retro.train.checkpointing import serialize
+from retro.model import tensor_bytes
 
 _OPERATIONS = ("mkdir", "replace", "symlink", "unlink", "rmdir", "fsync")
 
@@ -29,7 +29,7 @@ class Deaths:
         for name in _OPERATIONS:
             setattr(os, name, self._deadly(getattr(os, name)))
         builtins.open = io.open = self._deadly_open(io.open)  # type: ignore[assignment]
-        whole = serialize._write_all
+        whole = tensor_bytes._write_all
 
         def write_half(file: Any, block: memoryview) -> None:
             if self._is_last():
@@ -37,7 +37,7 @@ class Deaths:
                 os.kill(os.getpid(), signal.SIGKILL)
             whole(file, block)
 
-        serialize._write_all = write_half
+        tensor_bytes._write_all = write_half
 
     def _is_last(self) -> bool:
         with self._lock:

@@ -20,6 +20,8 @@ from retro.config.loader import from_dict
 from retro.config.model import ModelConfig
 from retro.config.train import TrainConfig, result_fields
 from retro.model import RetroModel
+from retro.model.tensor_bytes import write_tensors
+from retro.model.tensor_header import DTYPES
 from retro.optim.adamw import build_adamw
 from retro.train.checkpoint import (
     Identity,
@@ -31,9 +33,9 @@ from retro.train.checkpoint import (
 )
 from retro.train.checkpointing import save as saving
 from retro.train.checkpointing.folders import point_best
+from retro.train.checkpointing.load import _read_state
 from retro.train.checkpointing.peers import CheckpointError
 from retro.train.checkpointing.save import Retention, take_snapshot, write_snapshot
-from retro.train.checkpointing.serialize import _DTYPES, write_safetensors
 from retro.train.checkpointing.staging import Staging
 from retro.train.parallel.state import named_optimizer_state
 from retro.train.state import TrainState
@@ -190,7 +192,7 @@ def test_differences_name_fields_that_only_one_side_has():
     assert describe_differences({"config": {"a": [1]}}, {"config": {"a": [1]}}) == ""
 
 
-@pytest.mark.parametrize("moment", ["write_safetensors", "write_json_atomic", "write_manifest", "replace", "rmtree"])
+@pytest.mark.parametrize("moment", ["write_tensors", "write_json_atomic", "write_manifest", "replace", "rmtree"])
 def test_dying_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     save(tmp_path, 1, keep=1)
 
@@ -260,16 +262,16 @@ def test_the_files_are_those_of_safetensors_itself(tmp_path: Path):
 def test_any_dtype_and_shape_is_written_as_safetensors_writes_it(tmp_path: Path):
     tensors = {
         f"{name}{number}": (torch.rand(3, number + 1) * 9).to(dtype)
-        for number, dtype in enumerate(_DTYPES)
+        for number, dtype in enumerate(DTYPES.values())
         for name in ("b", "a.\u00fc", 'q"\\', "n\n")
     }
     tensors |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(3.0), "strided": torch.rand(4, 6)[:, ::2]}
-    record = write_safetensors(tmp_path / "ours", tensors)
+    record = write_tensors(tmp_path / "ours", tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert record == describe_file(tmp_path / "ours")
     with pytest.raises(TypeError, match=r"c: tensors of torch\.complex64"):
-        write_safetensors(tmp_path / "complex", {"c": torch.zeros(1, dtype=torch.complex64)})
+        write_tensors(tmp_path / "complex", {"c": torch.zeros(1, dtype=torch.complex64)})
 
 
 def test_the_best_one_is_kept_and_linked(tmp_path: Path):
@@ -310,7 +312,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "optimizer.safetensors"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving, "write_safetensors", full)
+        patch.setattr(saving, "write_tensors", full)
         with pytest.raises(CheckpointError) as caught:
             save(tmp_path / "run", 2)
     assert str(caught.value) == (
@@ -340,3 +342,11 @@ def test_a_copy_is_not_changed_by_training(tmp_path: Path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected_state.items())
     # No third copy however many are made.
     assert len(staging._buffers) == len(expected) + len(expected_state)
+
+
+@pytest.mark.parametrize("state", ['{"state": {"step": "four"}, "callbacks": {}}', "[" * 100_000], ids=["text", "deep"])
+def test_a_forged_state_is_one_line(tmp_path: Path, state: str):
+    path = save(tmp_path / "new", 2)
+    (path / "state.json").write_text(state)
+    with pytest.raises(ArtifactCorruptError, match=r"state\.json: not readable \(.*\); move that checkpoint away"):
+        _read_state(path / "state.json")

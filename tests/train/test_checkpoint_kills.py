@@ -125,7 +125,7 @@ def test_everything_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: 
     assert missing == []
     assert tmp_path.stat().st_ino in flushed  # and the name itself
     flushed.clear()
-    monkeypatch.setattr("retro.train.checkpointing.serialize.os.fsync", fsync)
+    monkeypatch.setattr("retro.model.tensor_bytes.os.fsync", fsync)
     save_here(tmp_path, 2)
     assert missing != []  # the test would see it
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from retro.artifacts.fingerprint import sha256_file
-from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
+from retro.config.loader import from_dict
 from retro.model.retro import RetroModel
 from retro.model.tensor_files import TensorFiles, open_tensor_files
+from retro.model.tensor_header import parse_object
 from retro.train.checkpointing.identity import REMEDY, Identity, check_identity, open_checkpoint_manifest
 from retro.train.checkpointing.peers import ALONE, Peers, first_failure, lost_peer
 from retro.train.checkpointing.save import MODEL, OPTIMIZER, RNG_NAME, STATE_NAME, STEMS, Resumed
@@ -49,7 +50,7 @@ def load_checkpoint(
     # A run that was saved before its first step has none.
     state = named_optimizer_state(model, optimizer, create=True) if sets[OPTIMIZER].names else {}
     entries |= {f"{OPTIMIZER}/{name}": value for name, value in state.items()}
-    peers.agree(lambda: _compare(path, sets, entries))
+    peers.agree(lambda: _compare(sets, entries))
     _fill(entries, sets, peers)
     fill_optimizer_state(model, optimizer, state)
     return resumed
@@ -76,11 +77,8 @@ def _verify(path: Path, identity: Identity, peers: Peers) -> None:
 def _open(path: Path) -> tuple[Resumed, dict[str, TensorFiles]]:
     """The small files, and the tensors without their content."""
     rng = _load_tensors(path / RNG_NAME)
-    try:
-        stored = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-        resumed = Resumed(TrainState(**stored["state"]), rng, dict(stored["callbacks"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorruptError(f"{path / STATE_NAME}: not readable ({error}); {REMEDY}") from None
+    state, callbacks = _read_state(path / STATE_NAME)
+    resumed = Resumed(state, rng, callbacks)
     sets = {stem: open_tensor_files(path, stem) for stem in STEMS}
     recorded = {entry["name"] for entry in open_checkpoint_manifest(path).all_files()}
     for files in sets.values():
@@ -92,6 +90,17 @@ def _open(path: Path) -> tuple[Resumed, dict[str, TensorFiles]]:
     return resumed, sets
 
 
+def _read_state(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]]]:
+    def unreadable(problem: object) -> ArtifactCorruptError:
+        return ArtifactCorruptError(f"{path}: not readable ({problem}); {REMEDY}")
+
+    try:
+        stored = parse_object(path.read_bytes(), unreadable)
+        return from_dict(TrainState, stored["state"], source="state"), dict(stored["callbacks"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise unreadable(error) from None
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
@@ -100,20 +109,21 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         raise ArtifactCorruptError(f"{path}: not a whole safetensors file ({line}); {REMEDY}") from None
 
 
-def _compare(path: Path, sets: Mapping[str, TensorFiles], entries: Mapping[str, Any]) -> None:
+def _compare(sets: Mapping[str, TensorFiles], entries: Mapping[str, Any]) -> None:
     """Names and shapes, before anything is filled."""
     for stem, files in sets.items():
         prefix = f"{stem}/"
         expected = {full.removeprefix(prefix): value for full, value in entries.items() if full.startswith(prefix)}
+        where = files.index or files.files[0]
         what = "weights of another model" if stem == MODEL else "state of other parameters than the model's"
         unknown = sorted(set(files.names) - expected.keys()) + sorted(expected.keys() - set(files.names))
         if unknown:
-            raise ArtifactMismatchError(f"{path}: {stem}: {what}, for instance {unknown[0]}")
+            raise ArtifactMismatchError(f"{where}: {what}, for instance {unknown[0]}")
         for name, value in expected.items():
             shape, found = tuple(global_shape(name, value)), tuple(files.shape(name))
             if shape != found:
                 raise ArtifactMismatchError(
-                    f"{path}: {stem}: {name}: expected shape {list(shape)}, found {list(found)}"
+                    f"{where}: {what}: {name}: expected shape {list(shape)}, found {list(found)}"
                 )
 
 

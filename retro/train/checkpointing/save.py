@@ -20,11 +20,11 @@ from retro.artifacts.fingerprint import fingerprint
 from retro.artifacts.manifest import Manifest, describe_file, write_manifest
 from retro.config.loader import to_dict
 from retro.model.retro import RetroModel
+from retro.model.tensor_bytes import write_tensors
 from retro.model.weights import CONFIG_NAME
 from retro.train.checkpointing.folders import commit, make_temporary, point_best, prune
 from retro.train.checkpointing.identity import CHECKPOINT_KIND, Identity
 from retro.train.checkpointing.peers import ALONE, CheckpointError, Peers, first_failure, lost_peer
-from retro.train.checkpointing.serialize import write_safetensors
 from retro.train.checkpointing.staging import StagedTensor, Staging, is_spread, view
 from retro.train.checkpointing.storage import SavePlans, TensorSetWriter
 from retro.train.parallel.state import named_model_state, named_optimizer_state
@@ -155,7 +155,7 @@ def _write_whole(temporary: Path, tensors: Mapping[str, StagedTensor]) -> list[d
     for stem, metadata in ((MODEL, {"format": "pt"}), (OPTIMIZER, None)):
         prefix = f"{stem}/"
         content = {full.removeprefix(prefix): t.whole() for full, t in tensors.items() if full.startswith(prefix)}
-        records.append(write_safetensors(temporary / f"{stem}.safetensors", content, metadata))
+        records.append(write_tensors(temporary / f"{stem}.safetensors", content, metadata))
     return records
 
 
@@ -188,7 +188,7 @@ def _finish(
     write_json_atomic(temporary / STATE_NAME, {"state": dataclasses.asdict(state), "callbacks": resumed.callbacks})
     files = files + [
         describe_file(temporary / CONFIG_NAME),
-        write_safetensors(temporary / RNG_NAME, resumed.rng),
+        write_tensors(temporary / RNG_NAME, resumed.rng),
         describe_file(temporary / STATE_NAME),
     ]
     stored = identity.to_dict()

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from retro.artifacts.atomic import fsync_directory
+from retro.model.tensor_bytes import write_tensors
 from retro.model.tensor_files import TensorFiles, write_index
-from retro.train.checkpointing.serialize import write_safetensors
 
 
 class SavePlans(DefaultSavePlanner):
@@ -100,7 +100,7 @@ class TensorSetWriter(StorageWriter):
             results.append(WriteResult(item.index, size.numel(), piece))
         for stem, content in tensors.items():
             if content:
-                self.files.append(write_safetensors(self.folder / f"{stem}-{self.rank:05d}.safetensors", content))
+                self.files.append(write_tensors(self.folder / f"{stem}-{self.rank:05d}.safetensors", content))
         fsync_directory(self.folder)
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
