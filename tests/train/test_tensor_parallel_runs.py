@@ -18,7 +18,7 @@ from retro.model.shards import row_orders
 from retro.model.tensor_files import open_tensor_files
 from retro.train.checkpoint import list_checkpoints
 from tests.train import releases
-from tests.train.curves import join, train_curves, whole
+from tests.train.curves import join, parity_settings, train_compiled, train_curves, whole
 from tests.train.test_parallel import ALL_PARTS, Job, compare, run
 from tests.train.worlds import run_world
 
@@ -80,6 +80,16 @@ def is_shared(name: str) -> bool:
     if layer in ("query_key_value", "query", "key_value", "up", "smear"):
         return True
     return layer in ("out", "down") and name.endswith(".weight")
+
+
+@pytest.mark.slow
+def test_it_is_compiled(release: Path, tmp_path: Path) -> None:
+    changes = {"model": {**FULL, "bias": True}}
+    one = run(1, tmp_path, release, {"compiled": (changes, "")}, {})
+    settings = parity_settings(release, parallel={"tensor": 2}, compile=True, **changes)
+    curves = run_world(2, train_compiled, tmp_path, 2, settings, timeout=170)
+    assert (curves[0].losses, curves[0].norms) == (curves[1].losses, curves[1].norms)
+    compare({"compiled": curves[0]}, one, {**FLOAT32, "losses": 3e-6, "validations": 3e-6})
 
 
 @pytest.mark.slow
