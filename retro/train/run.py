@@ -299,7 +299,7 @@ def _compile(trainer: Trainer, log: logging.Logger) -> None:
     trainer.model.train()
     processes = trainer.processes
     sharded = processes.sharded  # then a pass without the exchange of gradients would leave them behind
-    if sharded:
+    if processes.mesh is not None:
         reason = why_not_compiled(processes.device)
         failed = [rank for rank, (works,) in enumerate(processes.gather([float(not reason)])) if not works]
         if failed:
