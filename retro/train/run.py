@@ -86,14 +86,17 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
         init_from=None if initial is None else initial.fingerprint,
     )
     with ExitStack() as stack:
-        log = silent_log()
-        if processes.is_main:
+
+        def hold() -> logging.Logger:
+            if not processes.is_main:
+                return silent_log()
             stack.enter_context(folder.lock())
-            log = stack.enter_context(folder.log())
-        processes.wait()  # the others look for checkpoints only when the main process holds the folder
+            return stack.enter_context(folder.log())
+
+        log = peers.agree(hold)  # the others look for checkpoints only when the main process holds the folder
         latest = newest_checkpoint(folder.checkpoints, peers)
         if latest is not None:
-            step = check_identity(latest, identity)
+            step = peers.ask_main(partial(check_identity, latest, identity))
             if step >= config.steps:
                 log.info(f"{folder.path}: finished at step {step}; nothing to do")
                 return Outcome(folder.path, TrainState(step=step), None)

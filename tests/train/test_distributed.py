@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from retro.train.checkpoint import list_checkpoints
+from retro.train.run_folder import RunFolder
 from tests.train import releases
+from tests.train.ranks import Ranks
 
 
 def torchrun(file: Path, *overrides: str) -> str:
@@ -66,3 +68,16 @@ def test_a_global_batch_that_does_not_divide_is_refused(release: Path, tmp_path:
     )
     assert done.returncode != 0
     assert "error: global_batch: expected a multiple of the number of processes 2, found 3; use 1 or 3" in done.stderr
+
+
+def test_a_run_that_is_held_by_another_is_refused_by_all_processes(release: Path, tmp_path: Path):
+    changes = {"validate_every": 0, "async_checkpoints": False}
+    file = releases.write_yaml(tmp_path / "held.yaml", releases.settings(release, tmp_path, name="held", **changes))
+    with RunFolder(releases.config(release, tmp_path, name="held", **changes)).lock():
+        with Ranks(file, 2, tmp_path / "log") as ranks:
+            for process in ranks.processes:  # not Ranks.wait, which kills the rest once one has failed
+                process.join(60)
+            assert [process.exitcode for process in ranks.processes] == [2, 2]
+    said = (tmp_path / "log").read_text()
+    assert "another process is training this run" in said
+    assert "Traceback" not in said
