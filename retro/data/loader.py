@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import queue
+import signal
 import threading
 from collections.abc import Generator, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,8 @@ import numpy as np
 from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
 from retro.data.order import HASH_MODULUS, SampleStream, sample_hash
+
+_FOR_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class SequenceSource(Protocol):
@@ -155,7 +159,14 @@ class TrainLoader:
             multiprocessing_context="spawn",
             worker_init_fn=_leave_signals_to_the_trainer,
         )
-        batches = iter(loader)
+        # They inherit this, and so live through signals that come before `worker_init_fn` is reached.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+        try:
+            resource_tracker.ensure_running()  # otherwise started below, which takes the block off again
+            signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             yield from batches
         finally:
@@ -213,9 +224,7 @@ def _list_some(values: list[int], about: int) -> str:
 def _leave_signals_to_the_trainer(_: int) -> None:
     """Ctrl-C and a scheduler's signals reach all processes of a job; the trainer finishes its step and saves, and for
     that it needs its workers. They end with it (torch's watchdog)."""
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _FOR_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
 
 

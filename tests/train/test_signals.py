@@ -183,3 +183,40 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(release: Path, tm
         assert [process.exitcode for process in ranks.processes] == [75, 75], log.read_text()
     ((step, _),) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert f"stopped by SIGTERM after step {step}; checkpoint written" in log.read_text()
+
+
+def test_workers_of_the_loader_live_through_signals_to_all_processes(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A scheduler signals every process of a job, workers that are just starting too."""
+    import multiprocessing
+
+    original, seen = Trainer._forward_backward_all, []
+
+    def signalled(trainer: Trainer) -> list[float]:
+        first = trainer.state.step == 0
+        if first:
+            # The workers are started by the first batch that is asked for; meanwhile they are signalled on and on.
+            stop = threading.Event()
+
+            def shoot() -> None:
+                while not stop.is_set():
+                    for child in multiprocessing.active_children():
+                        seen.append(child.pid)
+                        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+                            os.kill(child.pid or 0, number)
+                    time.sleep(0.02)
+
+            thread = threading.Thread(target=shoot, daemon=True)
+            thread.start()
+        try:
+            return original(trainer)
+        finally:
+            if first:
+                stop.set()
+                thread.join()
+
+    monkeypatch.setattr(Trainer, "_forward_backward_all", signalled)
+    values = releases.settings(release, tmp_path, steps=2, loader_workers=1, validate_every=0)
+    assert main([str(releases.write_yaml(tmp_path / "run.yaml", values))]) == 0
+    assert seen
