@@ -45,7 +45,7 @@ from retro.artifacts.release import Split, write_release
 from retro.config.loader import from_dict, to_dict
 from retro.config.train import TrainConfig
 from retro.model import RetroModel
-from retro.train import run
+from retro.train import assembly, run
 from retro.train.callbacks.base import Callback
 from retro.train.state import StepRecord
 from retro.train.trainer import Trainer
@@ -186,17 +186,17 @@ def _foreign_seconds() -> float:
 def measure_loop(release: Path, root: Path, model: str, steps: int, bf16: bool) -> dict[str, Any]:
     """Ratios of `retro train` over the bare loop."""
     interleave = Interleave(bf16)
-    build = run.build_callbacks
+    build = assembly.build_callbacks
 
     def with_interleave(*arguments: Any, **options: Any) -> list[Callback]:
         return [*build(*arguments, **options), interleave]
 
-    run.build_callbacks = with_interleave
+    assembly.build_callbacks = with_interleave
     try:
         values = settings(release, root, model, f"loop-{model}", steps + WARM_UP, 1, bf16)
         run.train(from_dict(TrainConfig, values))
     finally:
-        run.build_callbacks = build
+        assembly.build_callbacks = build
     pairs = interleave.pairs[WARM_UP:-1]  # the last step is followed by the checkpoint
     quiet = [pair for pair in pairs if pair[2] <= QUIET]
     return {

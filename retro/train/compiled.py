@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from retro.model.retro import RetroModel
+from retro.train.trainer import Trainer
 
 #: Steps of a decoder layer that are compiled by themselves in the layer that has the neighbors encoded: the encoder's
 #: layers are gathered in the middle of it, which no compiled program can contain.
@@ -80,3 +84,23 @@ def _undo(model: RetroModel) -> None:
     for module in model.modules():
         for name in ("forward", *_STEPS):
             module.__dict__.pop(name, None)
+
+
+def compile_trainer(trainer: Trainer, log: logging.Logger) -> None:
+    """Compile the model that `trainer` trains, or say why it stays as it is. All processes call it."""
+    started = time.perf_counter()
+    # Straight from the data set: the loader's position must stay where it is.
+    loader = trainer.loader
+    batch = loader.dataset.__getitems__([i % len(loader.dataset) for i in range(loader.micro_batch)])
+    trainer.model.train()
+    processes = trainer.processes
+    sharded = processes.sharded  # then a pass without the exchange of gradients would leave them behind
+    if processes.mesh is not None:
+        reason = why_not_compiled(processes.device)
+        failed = [rank for rank, (works,) in enumerate(processes.gather([float(not reason)])) if not works]
+        if failed:
+            log.warning(f"compile: true does not work in process(es) {failed}, training runs without it ({reason})")
+            return
+    rehearse = partial(trainer.forward_backward, batch, last=sharded)
+    if compile_or_stay_eager(trainer.model, rehearse, log.warning, by_layer=sharded):
+        log.info(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training time)")

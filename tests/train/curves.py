@@ -25,12 +25,12 @@ from retro.model.shards import row_orders
 from retro.nn.shards import gather_whole
 from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
+from retro.train.assembly import build_loader
 from retro.train.callbacks.base import Callback
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
 from retro.train.parallel.placement import build_model
 from retro.train.randomness import seed_process
-from retro.train.run import build_loader
 from retro.train.state import StepRecord, ValidationRecord
 from retro.train.trainer import Trainer
 from retro.train.validation import Validation
@@ -124,9 +124,9 @@ def train_curve(settings: dict[str, Any], without_neighbors: str = "", rehearse:
     if rehearse:
         import logging
 
-        from retro.train.run import _compile
+        from retro.train.compiled import compile_trainer
 
-        _compile(trainer, logging.getLogger("compile"))
+        compile_trainer(trainer, logging.getLogger("compile"))
     curve.held = sum(local(p).numel() for p in model.parameters())
     last = trainer.steps
     trainer.steps = last - 1

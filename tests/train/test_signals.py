@@ -65,8 +65,8 @@ def test_processes_that_are_started_while_signals_wait_never_get_them():
 def _moments() -> dict[str, tuple[Any, str]]:
     return {
         "start-up": (run_module, "open_data"),
-        "building": (run_module, "_build_trainer"),
-        "compiling": (run_module, "_compile"),
+        "building": (run_module, "build_trainer"),
+        "compiling": (run_module, "compile_trainer"),
         "first callback": (Checkpointer, "on_start"),
         "step": (Trainer, "forward_backward"),
         "validation": (Validator, "on_step"),
@@ -81,7 +81,7 @@ def test_a_signal_at_any_moment_stops_and_the_run_goes_on_as_if_nothing_had_been
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, asynchronous: bool
 ):
     values = {"async_checkpoints": asynchronous, "compile": moment == "compiling"}
-    monkeypatch.setattr(run_module, "_compile", lambda *_: None)
+    monkeypatch.setattr(run_module, "compile_trainer", lambda *_: None)
     clean = releases.write_yaml(tmp_path / "c.yaml", releases.settings(release, tmp_path, name="clean", **values))
     assert main([str(clean)]) == 0
     file = releases.write_yaml(tmp_path / "s.yaml", releases.settings(release, tmp_path, name="stopped", **values))

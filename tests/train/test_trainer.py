@@ -19,11 +19,12 @@ from retro.config.train import TrainConfig
 from retro.data.tokenizer import open_tokenizer
 from retro.model import RetroModel
 from retro.optim.adamw import build_adamw
+from retro.train.assembly import build_loader
 from retro.train.callbacks.base import Callback
 from retro.train.checkpoint import list_checkpoints
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
-from retro.train.run import build_loader, train
+from retro.train.run import train
 from retro.train.state import StepRecord, TrainingDivergedError
 from retro.train.trainer import Trainer
 from tests.train import releases
