@@ -207,7 +207,7 @@ def test_dying_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypat
             original = os.replace
             patch.setattr(os, "replace", lambda a, b: die() if ".step_" in Path(a).name else original(a, b))
         elif moment == "rmtree":  # in the middle of the deletion of the old one
-            patch.setattr(shutil, "rmtree", lambda _, ignore_errors=False: None if ignore_errors else die())
+            patch.setattr(shutil, "rmtree", die)
         else:
             patch.setattr(saving, moment, die)
         with pytest.raises(Died):
@@ -303,6 +303,40 @@ def test_a_copy_of_a_run_may_have_followed_the_link(tmp_path: Path):
     save_best(tmp_path / "copy", 2, 1)
     assert (tmp_path / "copy" / "best").resolve() == tmp_path / "copy" / "step_000001"
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["best", "step_000001", "step_000002"]
+
+
+def test_a_best_link_with_an_absolute_path_keeps_its_checkpoint(tmp_path: Path):
+    save_best(tmp_path, 1, 1)
+    (tmp_path / "best").unlink()
+    (tmp_path / "best").symlink_to(tmp_path / "step_000001")
+    for step in (2, 3, 4):
+        save(tmp_path, step, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step_000001", "step_000004"]
+
+
+def test_an_old_checkpoint_that_was_moved_and_linked_is_unlinked(tmp_path: Path):
+    save(tmp_path / "run", 1, keep=1)
+    shutil.move(tmp_path / "run" / "step_000001", tmp_path / "elsewhere")
+    (tmp_path / "run" / "step_000001").symlink_to(tmp_path / "elsewhere")
+    save(tmp_path / "run", 2, keep=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step_000002"]
+    assert (tmp_path / "elsewhere" / "manifest.json").is_file()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A network file system keeps the folder of a file that an evaluation still reads."""
+    save(tmp_path, 1, keep=1)
+    rmdir = os.rmdir
+
+    def busy(path: str, **options: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    save(tmp_path, 2, keep=1)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [2]
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    save(tmp_path, 3, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000003"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):

@@ -58,7 +58,7 @@ def point_best(folder: Path, step: int | None) -> None:
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and the best one."""
     link = folder / BEST
-    best = os.readlink(link) if link.is_symlink() else None
+    best = Path(os.readlink(link)).name if link.is_symlink() else None  # a copied run may have an absolute one
     for _, old in list_checkpoints(folder)[:-keep]:
         if old.name != best:
             _discard(old)
@@ -67,15 +67,20 @@ def prune(folder: Path, keep: int) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half written or half deleted. The caller holds the run's lock."""
     for path in [*folder.glob(".step_*.tmp-*"), *folder.glob(f".{BEST}.tmp-*")]:
-        if path.is_symlink():
-            path.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint so that at no moment a finished one looks damaged."""
-    hidden = path.with_name(f".{path.name}.tmp-discarded")
-    shutil.rmtree(hidden, ignore_errors=True)
+    hidden = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     os.replace(path, hidden)
-    shutil.rmtree(hidden)
+    _remove(hidden)
+
+
+def _remove(path: Path) -> None:
+    """Remove a hidden folder, or a link to a checkpoint that was moved elsewhere. What cannot be removed now (network
+    file systems keep files that another process reads) is left to the next save: no reason to end a run."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
