@@ -91,6 +91,10 @@ def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("  ")[-1] for line in lines[2:]] == ["ok", "ok, best", "ok, newest"]
 
 
+def test_the_folder_of_checkpoints_is_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(capsys, run / "checkpoints") == inspect(capsys, run)
+
+
 def test_a_run_with_what_is_not_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run / "checkpoints"
     (folder / "step_000003" / "manifest.json").unlink()

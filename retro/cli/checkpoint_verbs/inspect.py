@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.path)
     if not path.is_dir():
         raise ArtifactMissingError(f"{path}: no such run or checkpoint; correct the path")
+    if path.name == CHECKPOINTS:
+        path = path.parent
     folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if arguments.verify else 0
     bar = ByteProgress(f"checking {path.name}", total, arguments.verify)
