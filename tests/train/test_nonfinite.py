@@ -19,6 +19,7 @@ from retro.train.nonfinite import Incident, NonfinitePolicy, position_after_roll
 from retro.train.run import train
 from retro.train.state import StepRecord, TrainingDivergedError, TrainState
 from retro.train.trainer import Trainer
+from retro.train.validation import Validation
 from tests.train import releases
 from tests.train.poison import Poison, run_poisoned, without_death
 from tests.train.test_trainer import build
@@ -253,3 +254,25 @@ def test_a_gradient_alone_is_described_without_a_micro_batch(release: Path, tmp_
         trainer.fit()
     assert heard[0].bad.losses == () and "micro-batch" not in heard[0].describe()
     assert math.isfinite(heard[0].bad.loss) and not math.isfinite(heard[0].bad.grad_norm)
+
+
+def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Weights can be finite, and so can every training step, where the loss on other text is not."""
+    found = Validation.run
+
+    def poisoned(self: Validation, *arguments: Any) -> Any:
+        record = found(self, *arguments)
+        bad = record.state.step == 6
+        return dataclasses.replace(record, loss=math.nan, bits_per_byte=math.nan) if bad else record
+
+    monkeypatch.setattr(Validation, "run", poisoned)
+    run = start(release, tmp_path, tensorboard=True).folder
+    rows = releases.metrics(run, "validation")
+    assert [(row["step"], row["loss"] is None, row["bits_per_byte"] is None) for row in rows] == [
+        (6, True, True),
+        (12, False, False),
+    ]
+    assert (run / "checkpoints" / "best").readlink().name == "step_000012"
+    assert "warning: validation after step 6: loss nan" in capsys.readouterr().err

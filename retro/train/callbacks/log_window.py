@@ -65,7 +65,7 @@ class LogWindow(Callback):
                 "tokens": state.tokens,
                 "loss": self._loss_sum / self._tokens if self._tokens else None,
                 "learning_rate": record.learning_rate,
-                "grad_norm": record.grad_norm if math.isfinite(record.grad_norm) else None,
+                "grad_norm": _finite(record.grad_norm),
                 "clipped": round(self._clipped / max(self._steps, 1), 4),
                 "skipped_steps": state.skipped,
                 "rollbacks": state.rollbacks,
@@ -88,8 +88,8 @@ class LogWindow(Callback):
             {
                 "event": "validation",
                 "step": record.state.step,
-                "loss": record.loss,
-                "bits_per_byte": record.bits_per_byte,
+                "loss": _finite(record.loss),
+                "bits_per_byte": _finite(record.bits_per_byte),
                 "seconds": round(record.seconds, 3),
                 "elapsed_s": round(record.state.elapsed_s, 3),
             }
@@ -121,3 +121,8 @@ class LogWindow(Callback):
         now = trainer.callback_seconds.get(callback, 0.0)
         before, self._outside[callback] = self._outside.get(callback, 0.0), now
         return round(now - before, 3)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None

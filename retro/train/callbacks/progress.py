@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -88,9 +89,10 @@ class Progress(Callback):
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
         """Say what was found."""
-        self._log.info(
+        self._log.log(
+            logging.INFO if math.isfinite(record.loss) else logging.WARNING,
             f"validation after step {record.state.step}: loss {record.loss:.4f}, "
-            f"{record.bits_per_byte:.4f} bits per byte ({record.tokens:,} tokens)"
+            f"{record.bits_per_byte:.4f} bits per byte ({record.tokens:,} tokens)",
         )
 
     def on_stop(self, trainer: Trainer, failed: bool) -> None:
