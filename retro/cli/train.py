@@ -41,9 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when all steps are made; EXIT_REQUEUE (75) when SIGTERM, SIGUSR1 or SIGUSR2 stopped the run after a
     step and its checkpoint is written; 130 for SIGINT; 128 + number for a second signal, without a checkpoint. Errors
-    are RetroError. The main process also writes the code into the file that RETRO_EXIT_FILE names."""
+    are RetroError. The main process also writes the code into the file that RETRO_EXIT_FILE names, 1 for what nobody
+    expected; until then there is no such file."""
     # Before torch is imported, which takes seconds: a signal is noted from here on.
     with stop_on_signal() as request:
+        _say_exit_code(None)
         try:
             code = _main(argv, request)
         except RetroError as error:
@@ -56,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "resumes from the newest one",
                 file=sys.stderr,
             )
+        except BrokenPipeError as error:
+            _say_exit_code(1)
+            # `retro` ends well where the reader of its output has gone; for a run that would mean that it is complete.
+            raise RuntimeError(
+                "what the run writes to has gone (a pipe behind stdout or stderr, a worker, wandb's process); the same "
+                "command resumes from the newest checkpoint"
+            ) from error
+        except Exception:
+            _say_exit_code(1)
+            raise
         _say_exit_code(code)
         return code
 
@@ -75,12 +87,17 @@ def _main(argv: Sequence[str] | None, request: StopRequest) -> int:
     return 128 + stopped if stopped == signal.SIGINT else EXIT_REQUEUE
 
 
-def _say_exit_code(code: int) -> None:
-    """torchrun and srun hide the codes of what they start; whoever asks for it finds it in a file."""
-    from launch.exit_file import from_environment, write_exit_code
+def _say_exit_code(code: int | None) -> None:
+    """torchrun and srun hide the codes of what they start; whoever asks for it finds it in a file. None = not known
+    yet: that of an earlier attempt goes."""
+    from launch.exit_file import forget, from_environment, write_exit_code
 
     file = from_environment()
-    if file is not None and os.environ.get("RANK", "0") == "0":
+    if file is None or os.environ.get("RANK", "0") != "0":
+        return
+    if code is None:
+        forget(file)
+    else:
         write_exit_code(file, code)
 
 

@@ -220,3 +220,24 @@ def test_workers_of_the_loader_live_through_signals_to_all_processes(
     values = releases.settings(release, tmp_path, steps=2, loader_workers=1, validate_every=0)
     assert main([str(releases.write_yaml(tmp_path / "run.yaml", values))]) == 0
     assert seen
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("no reader"), ValueError("a mistake")], ids=["pipe", "other"])
+def test_what_nobody_expected_is_code_1_and_never_that_of_an_attempt_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """`retro` ends with 0 where the reader of its output has gone; for training that would mean: all steps are made."""
+    import retro.cli.train
+    from retro.cli.main import run_command
+
+    (tmp_path / "exit").write_text("75\n")
+    monkeypatch.setenv("RETRO_EXIT_FILE", str(tmp_path / "exit"))
+
+    def fail(*_: Any) -> int:
+        assert not (tmp_path / "exit").exists()  # a kill from here on leaves no code
+        raise error
+
+    monkeypatch.setattr(retro.cli.train, "_main", fail)
+    with pytest.raises((RuntimeError, ValueError)):
+        run_command(lambda: main([]))
+    assert (tmp_path / "exit").read_text() == "1\n"
