@@ -85,7 +85,7 @@ def test_gpt_and_retro_of_a_pair_differ_in_the_model_only(monkeypatch):
         gpt = load_config(TrainConfig, path)
         retro = load_config(TrainConfig, path.with_name(path.name.replace("gpt", "retro")))
         differing = {n for n in gpt.__dataclass_fields__ if getattr(gpt, n) != getattr(retro, n)}
-# What a run may be resumed with other values of (how it is spread over devices, say) trains the same.
+        # What a run may be resumed with other values of (how it is spread over devices, say) trains the same.
         assert differing - set(FREE_FIELDS) <= {"model"}, f"{path.name}: {sorted(differing)}"
         if gpt.retrofit and retro.retrofit:
             assert gpt.retrofit.base == retro.retrofit.base
