@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -111,9 +112,7 @@ class Trainer:
             self.interrupted = True
             raise
         finally:
-            self._close_batches()
-            for callback in self.callbacks:
-                callback.on_stop(self, failed)
+            self._end(failed)
         return self.state
 
     def agree_to_stop(self) -> bool:
@@ -230,6 +229,18 @@ class Trainer:
             started = time.perf_counter()
             callback.on_step(self, record)
             self.callback_seconds[callback.name] += time.perf_counter() - started
+
+    def _end(self, failed: bool) -> None:
+        """Close everything, whatever one raises; if training `failed`, what it failed by is told and nothing else."""
+        errors = []
+        ends: list[Callable[[], None]] = [partial(callback.on_stop, self, failed) for callback in self.callbacks]
+        for close in [self._close_batches, *ends]:
+            try:
+                close()
+            except Exception as error:
+                errors.append(error)
+        if errors and not failed:
+            raise errors[0]
 
     def _close_batches(self) -> None:
         close = getattr(self._batches, "close", None)

@@ -266,3 +266,26 @@ def test_another_tokenizer_than_the_tokens_is_refused(release: Path, tmp_path: P
     tokenizer.fingerprint = "0" * 16
     with pytest.raises(ArtifactMismatchError, match="expected tokens of the release's tokenizer 0000"):
         open_data(config, open_release(release), tokenizer)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_every_callback_ends_whatever_another_one_raises(release: Path, tmp_path: Path, failed: bool):
+    """A checkpoint that is being written is waited for although a log cannot be closed; what ended training is told."""
+    ended: list[str] = []
+
+    class Bad(Callback):
+        def on_step(self, trainer: Trainer, record: StepRecord) -> None:
+            if failed:
+                raise ArithmeticError("of the run")
+
+        def on_stop(self, trainer: Trainer, failed: bool) -> None:
+            raise OSError("of the log")
+
+    class Good(Callback):
+        def on_stop(self, trainer: Trainer, failed: bool) -> None:
+            ended.append(f"{failed}")
+
+    trainer, _ = build(releases.config(release, tmp_path, steps=2), callbacks=[Bad(), Good()])
+    with pytest.raises(ArithmeticError if failed else OSError):
+        trainer.fit()
+    assert ended == [f"{failed}"]

@@ -49,7 +49,7 @@ class Callback:
         """Before the checkpoint at `folder` is written: what it counts on must be on disk after this."""
 
     def on_stop(self, trainer: Trainer, failed: bool) -> None:
-        """Once, however training ends; `failed` = by an exception."""
+        """Once, however training ends; `failed` = by an exception, which then is told instead of one raised here."""
 
     def state(self) -> dict[str, Any]:
         """JSON-able state for a checkpoint; what a resumed run needs to go on as if nothing had happened."""

@@ -77,13 +77,8 @@ class Checkpointer(Callback):
 
     def on_stop(self, trainer: Trainer, failed: bool) -> None:
         """Wait for the checkpoint that is being written, unless training ends at once."""
-        if trainer.interrupted:
-            return
-        try:
+        if not trainer.interrupted:
             self.finish()
-        except Exception:
-            if not failed:  # otherwise what ended training is what must be told
-                raise
 
     def finish(self) -> None:
         """Return when no checkpoint is being written any more. Raises CheckpointError if it could not be."""
