@@ -22,6 +22,7 @@ from retro.train.peak import Peak
 from retro.train.run import train
 from retro.train.state import StepRecord, TrainState
 from tests.train import releases
+from tests.train.ranks import run_ranks
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -129,3 +130,20 @@ def test_memory_of_a_gpu():
     assert peak.reserved >= peak.allocated >= 0.25
     again = take_peak(device)
     assert again.allocated is not None and again.allocated < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel", [{"strategy": "ddp"}, {"strategy": "fsdp"}, {"tensor": 2}], ids=["ddp", "fsdp", "tensor"]
+)
+def test_parts_of_sharded_gradients_are_those_of_one_process(release: Path, tmp_path: Path, parallel: dict[str, Any]):
+    one = lines(train(releases.config(release, tmp_path, name="one", steps=2, log_every=1)).folder)
+    values = releases.settings(release, tmp_path, name="two", steps=2, log_every=1, parallel=parallel)
+    log = tmp_path / "log.txt"
+    assert run_ranks(releases.write_yaml(tmp_path / "two.yaml", values), 2, log) == [0, 0], log.read_text()
+    two = lines(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        names = [name for name in a if name.startswith("grad_norm")]
+        assert len(names) == 5
+        assert {name: b[name] for name in names} == pytest.approx({name: a[name] for name in names}, rel=1e-3)
+        assert b["memory_gib"] > 0.05
