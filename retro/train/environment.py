@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retro import __version__
+from retro.artifacts.installation import ask_git
+from retro.artifacts.installation import installed_packages as installed_packages
+from retro.artifacts.source_code import source_root
 from retro.train.distributed import Processes
 from retro.train.peak import Peak
 from retro.train.sessions import command_line
@@ -38,15 +40,9 @@ def describe_environment(processes: Processes, peak: Peak, code: str) -> dict[st
         "peak_source": peak.source,
         "processes": processes.world,
         "threads_per_process": torch.get_num_threads(),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": ask_git(source_root(), "rev-parse", "HEAD"),
         "git_modified": _modified(),
     }
-
-
-def installed_packages() -> list[str]:
-    """`name==version` of all distributions that Python finds, sorted."""
-    found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return sorted(found, key=str.lower)
 
 
 def _version(package: str) -> str | None:
@@ -78,19 +74,5 @@ def _device(device: torch.device) -> str:
 
 
 def _modified() -> bool | None:
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = ask_git(source_root(), "status", "--porcelain", "--untracked-files=no")
     return None if status is None else status != ""
-
-
-def _git(*arguments: str) -> str | None:
-    """Of the repository that this package lies in, if it lies in one."""
-    package = Path(__file__).resolve().parents[2]
-    if not (package / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

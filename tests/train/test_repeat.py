@@ -52,6 +52,7 @@ def test_the_folder_says_what_ran(run: Path):
     packages = (run / "packages.txt").read_text().splitlines()
     assert f"torch=={environment['packages']['torch']}" in packages
     assert packages == sorted(packages, key=str.lower)
+    assert not [line for line in packages if line.startswith("retro")]  # on no index, `pip install -r` would fail
 
 
 def test_the_source_is_kept_once_per_content(run: Path):
