@@ -7,8 +7,10 @@ process of the machine) and this process ends with 0. All other codes stay what 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import runpy
+import signal
 import sys
 
 from launch.exit_file import forget, from_environment, write_exit_code
@@ -30,8 +32,23 @@ def run(module: str, arguments: list[str]) -> int:
     return 0
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_the_starter() -> None:
+    """Have this process told to stop when whatever started it is killed: agents put workers into sessions of their own,
+    where they would train on and hold the run. Linux only; elsewhere nothing is done."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was killed just before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> int:
     """The exit code for the starter."""
+    end_with_the_starter()
     file = from_environment()
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     if file is not None and speaks:

@@ -64,7 +64,8 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except RetroError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said_by_another:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except SystemExit as stop:  # argparse has printed the help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1

@@ -11,9 +11,13 @@ EXIT_REQUEUE = 75
 
 
 class RetroError(Exception):
-    """Base of every error that is reported as one line without a traceback."""
+    """Base of every error that is reported as one line without a traceback.
+
+    said_by_another: another process of the same run has the same error and reports it, so that 64 processes do not say
+    it 64 times."""
 
     exit_code = 1
+    said_by_another = False
 
 
 class ConfigError(RetroError):

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class RunFolder:
         """Make the folder and hold it. Raises ConfigError if it cannot be made, or another process is training it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / ".lock", "a")  # noqa: SIM115
+            handle = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: the run folder cannot be made ({error.strerror}); set run_root or name"
@@ -49,8 +50,21 @@ class RunFolder:
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"{self.path}: another process is training this run; give another name=") from None
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read(200).strip() or "unknown"
+                raise ConfigError(
+                    f"{self.path}: another process is training this run ({holder}); wait for it or end it, or give "
+                    "another name="
+                ) from None
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path}: files cannot be locked there ({error.strerror}), so nobody knows whether another "
+                    "process is training this run; set run_root to a file system with locks"
+                ) from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            handle.flush()
             self._remove_leftovers()
             yield
 

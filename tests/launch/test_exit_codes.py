@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,6 +67,37 @@ def test_only_the_first_process_of_a_machine_writes(module: Path):
     file = module / "exit"
     assert worker(module, "75", RETRO_EXIT_FILE=str(file), LOCAL_RANK="1", RANK="0").returncode == 0
     assert not file.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_worker_stops_when_whatever_started_it_is_killed(module: Path):
+    """Agents put workers into sessions of their own: they would train on, and the run could not be started again."""
+    file = module / "exit"
+    command = [sys.executable, "-m", "launch.worker", "program", str(module), "wait"]
+    starter = (
+        f"import subprocess, sys; p = subprocess.Popen({command!r}, start_new_session=True); print(p.pid); "
+        "sys.stdout.flush(); p.wait()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starter],
+        env=environment(module, RETRO_EXIT_FILE=str(file)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    try:
+        while not (module / "ready-0").exists():
+            time.sleep(0.01)
+        parent.kill()
+        deadline = time.monotonic() + 30
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.read_text().strip() == "75"  # it was asked to stop, and did so by itself
+    finally:
+        parent.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def agent(module: Path, what: str, restarts: int = 0) -> list[str]:

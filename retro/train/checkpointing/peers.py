@@ -41,7 +41,8 @@ class Peers:
         """What `make` returns in every process, in the order of ranks; all must call this.
 
         An exception in any process is raised in all: its own where it happened; elsewhere the same if it is a
-        RetroError, and otherwise a CheckpointError that names it.
+        RetroError, and otherwise a CheckpointError that names it. Of all processes the first one that has it reports it
+        (`said_by_another`).
         """
         value, error = None, None
         try:
@@ -56,11 +57,14 @@ class Peers:
                 dist.all_gather_object(found, (value, _portable(error)), group=self.group)
             except RuntimeError as failure:
                 raise error or lost_peer(failure) from None
+        failed = [rank for rank, (_, theirs) in enumerate(found) if theirs is not None]
+        if failed and error is None:
+            theirs = found[failed[0]][1]
+            error = theirs if isinstance(theirs, RetroError) else _of_other(failed[0], theirs)
         if error is not None:
+            if isinstance(error, RetroError):
+                error.said_by_another = bool(failed) and failed[0] != self.rank
             raise error
-        for rank, (_, theirs) in enumerate(found):
-            if theirs is not None:
-                raise theirs if isinstance(theirs, RetroError) else _of_other(rank, theirs)
         return [content for content, _ in found]
 
     def agree(self, make: Callable[[], T]) -> T:
