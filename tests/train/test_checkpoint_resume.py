@@ -83,14 +83,14 @@ def test_a_save_behind_training_that_fails_ends_the_run_with_its_line(
 ):
     config = releases.config(release, tmp_path, steps=12, checkpoint_every=2, validate_every=0, keep_checkpoints=9)
     train(dataclasses.replace(config, name="clean"))
-    original, broken = saving.write_safetensors, True
+    original, broken = saving.write_tensors, True
 
     def full(path: Path, *rest: Any) -> Any:
         if broken and "step_000006" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return original(path, *rest)
 
-    monkeypatch.setattr(saving, "write_safetensors", full)
+    monkeypatch.setattr(saving, "write_tensors", full)
     with pytest.raises(CheckpointError, match=r"step 6 could not be written: No space left .*; make room .*it resumes"):
         train(config)
     steps = [step for step, _ in list_checkpoints(tmp_path / "run" / "checkpoints")]

@@ -186,7 +186,7 @@ def error_of(function: Any, *arguments: Any) -> str:
 def failures(rank: int, folder: Path) -> list[str]:
     peers, mesh = open_group(), DeviceMesh("cpu", [0, 1])
     lines = []
-    original = storage.write_safetensors
+    original = storage.write_tensors
 
     def full(path: Path, *rest: Any) -> Any:
         if path.name == "optimizer-00001.safetensors":
@@ -194,9 +194,9 @@ def failures(rank: int, folder: Path) -> list[str]:
         return original(path, *rest)
 
     save(folder, 1, mesh, peers)
-    storage.write_safetensors = full  # type: ignore[assignment]
+    storage.write_tensors = full  # type: ignore[assignment]
     lines.append(error_of(save, folder, 2, mesh, peers))
-    storage.write_safetensors = original
+    storage.write_tensors = original
     dist.barrier()  # the main process has removed what was half written
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000001"]
     # A file that one process alone reads for its checksum.
