@@ -18,12 +18,13 @@ from pathlib import Path
 
 from launch.rendered import Rendered
 from launch.snapshot import packages, revision
-from retro.artifacts.source_code import pack_source
+from retro.artifacts.source_code import compress_source
 from retro.config.errors import ConfigError
 
 _RECORD = "launch.json"
 #: Kubernetes allows 1 MiB in all; some is left for scripts and configurations.
 CONFIG_MAP_BYTES = 900 * 1024
+SOURCE_NAME = "source.tar.xz"
 
 
 def content_digest(parts: Sequence[str]) -> str:
@@ -53,13 +54,13 @@ def write_folder(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         if source and rendered.program == "kubectl":
-            packed = pack_source(source)
+            packed = compress_source(source)
             if len(packed) > CONFIG_MAP_BYTES:
                 raise ConfigError(
                     f"snapshot: the source packs to {len(packed):,} bytes, a ConfigMap holds {CONFIG_MAP_BYTES:,}; put "
                     "the project into the image and set snapshot=false"
                 )
-            (temporary / "source.zip").write_bytes(packed)
+            (temporary / SOURCE_NAME).write_bytes(packed)
         record = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": platform.node(),

@@ -12,6 +12,7 @@ import re
 import shlex
 from typing import Any
 
+from launch.folder import SOURCE_NAME
 from launch.job import Job
 from launch.manifest import dump_manifest
 from launch.plan import added_environment, agent, meeting_options
@@ -33,7 +34,7 @@ def render_kubernetes(config: LaunchConfig, job: Job, facts: Facts, kept: str | 
     """
     program = read_program(config, job.command, "python3")
     name = _object_name(job.name, facts.digest)
-    carried = ["run.sh", *(["source.zip"] if facts.snapshot else []), *([kept] if kept else [])]
+    carried = ["run.sh", *([SOURCE_NAME] if facts.snapshot else []), *([kept] if kept else [])]
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -116,7 +117,7 @@ def _job(config: LaunchConfig, name: str) -> dict[str, Any]:
 def _script(config: LaunchConfig, program: Program, name: str, facts: Facts) -> str:
     lines = ["set -euo pipefail"]
     if facts.snapshot:
-        lines.append(f"python3 -m zipfile -e {MOUNT}/source.zip {_SOURCE}")
+        lines.append(f"python3 -m tarfile -e {MOUNT}/{SOURCE_NAME} {_SOURCE}")
         lines.append(f"export PYTHONPATH={_SOURCE}${{PYTHONPATH:+:$PYTHONPATH}}")
         if program.kind == "retro":
             lines.append("export PYTHONSAFEPATH=1")

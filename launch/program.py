@@ -60,8 +60,11 @@ class Program:
     @property
     def requeue_codes(self) -> tuple[int, ...]:
         """Exit codes after a wish to stop that say: run the same command again. Preparation and evaluation resume
-        where they were interrupted (130) or killed (143)."""
-        return (EXIT_REQUEUE,) if self.is_training or self.kind != "retro" else (EXIT_REQUEUE, 130, 143)
+        where they were interrupted (130) or killed (143); training may be told to stop by SIGUSR1 (138) or SIGTERM
+        before it has loaded what notes signals."""
+        if self.kind != "retro":
+            return (EXIT_REQUEUE,)
+        return (EXIT_REQUEUE, 138, 143) if self.is_training else (EXIT_REQUEUE, 130, 143)
 
 
 def read_program(config: LaunchConfig, command: Sequence[str], python: str) -> Program:

@@ -12,7 +12,6 @@ import torch
 
 from retro import __version__
 from retro.artifacts.installation import ask_git
-from retro.artifacts.installation import installed_packages as installed_packages
 from retro.artifacts.source_code import source_root
 from retro.train.distributed import Processes
 from retro.train.peak import Peak

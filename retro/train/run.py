@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from retro.artifacts.installation import installed_packages
 from retro.artifacts.release import open_release
 from retro.config.train import TrainConfig, result_fields
 from retro.data.loader import split_batch
@@ -21,7 +22,7 @@ from retro.train.checkpointing.resume import newest_checkpoint
 from retro.train.compiled import compile_trainer
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
-from retro.train.environment import describe_environment, installed_packages
+from retro.train.environment import describe_environment
 from retro.train.first_lines import first_lines
 from retro.train.initial import open_start
 from retro.train.peak import device_peak
