@@ -77,13 +77,17 @@ def test_run_folders_hold_what_the_architecture_promises(place, kind):
         "config.yaml",
         "release.json",
         "environment.json",
+        "packages.txt",
+        "code",
+        "sessions.jsonl",
         "metrics.jsonl",
         "log.txt",
         "checkpoints",
         "eval",
     }
-    steps = sorted(p.name for p in (run / "checkpoints").iterdir())
+    steps = sorted(p.name for p in (run / "checkpoints").iterdir() if not p.is_symlink())
     assert steps == ["step_000020", "step_000030"]  # the newest two
+    assert (run / "checkpoints" / "best").readlink().name == "step_000030"  # of the lowest validation loss
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["event"] == "train"]
     assert [row["step"] for row in train] == list(range(1, 31))

@@ -19,7 +19,7 @@ CLOCK_FIELDS = (
     "elapsed_s", "tokens_per_s", "sequences_per_s", "model_tflops_per_s", "mfu", "data_wait", "validation_s",
     "checkpoint_s", "memory_gib", "seconds", "flop_seconds", "data_seconds", "throughput", "peak_tflops",
 )  # fmt: skip
-UNCOMPARED = ("environment.json", "log.txt")
+UNCOMPARED = ("environment.json", "log.txt", "sessions.jsonl")
 
 
 def write_corpus(folder: Path, count: int = 150) -> Path:
@@ -93,7 +93,7 @@ def eval_command(task: str, checkpoint: Path, *overrides: str) -> list[str]:
 def result_files(root: Path, leave_out: Iterable[str] = ()) -> dict[str, bytes]:
     """Every result byte below `root` by relative path.
 
-    Locks, caches (hidden files) and hardware are left out; of metrics and results the fields that a clock decides.
+    Locks, caches (hidden files), hardware and starts are left out; of metrics and results what a clock decides.
     """
     found = {}
     for path in sorted(root.rglob("*")):
