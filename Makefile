@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 # Tests run side by side, a file in one of so many processes, each with one thread.
 TEST_PROCESSES ?= 2
-PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: help install demo test test-slow check clean
 
@@ -37,7 +37,7 @@ check: $(STAMP)
 	@$(BIN)/mypy
 
 test: check
-	@$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
+	@$(PYTEST) $(TEST_ARGS)
 
 test-slow: $(STAMP)
 	@$(PYTEST) -m slow $(TEST_ARGS)
