@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 
-from retro.config.command_line import CommandParser
+from retro.cli.verbs import run_verb
 
-# verb -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
     "inspect": (
         "retro.cli.checkpoint_verbs.inspect",
@@ -27,17 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; errors are RetroError."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = CommandParser(prog="retro checkpoint", description="Finished checkpoints of training runs.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    chosen = arguments[0] if arguments else ""
-    for verb, (module, text) in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        if verb == chosen:  # the others' modules are not needed to show their line of help
-            importlib.import_module(module).add_arguments(sub)
-    parsed = parser.parse_args(arguments)
-    code: int = importlib.import_module(VERBS[parsed.verb][0]).run(parsed)
-    return code
+    return run_verb("retro checkpoint", "Finished checkpoints of training runs.", VERBS, argv)
 
 
 if __name__ == "__main__":

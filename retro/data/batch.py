@@ -73,3 +73,16 @@ class TorchBatch:
 
     def __len__(self) -> int:
         return len(self.sample_ids_B)
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+        """What RetroModel.forward takes of it, by the names there."""
+        return {
+            "tokens_BN": self.tokens_BN,
+            "neighbors_BLKR": self.neighbors_BLKR,
+            "neighbor_mask_BLKR": self.neighbor_mask_BLKR,
+            "targets_BN": self.targets_BN,
+            "loss_mask_BN": self.loss_mask_BN,
+            "document_starts_BN": self.document_starts_BN,
+            "chunk_ends_BL": self.chunk_ends_BL,
+        }

@@ -92,16 +92,8 @@ class RetroLM:
         """See LanguageModel."""
         moved = batch.to_torch(self.device)
         with inference(self.device, self.precision):
-            output = self.model(
-                moved.tokens_BN,
-                moved.neighbors_BLKR,
-                moved.neighbor_mask_BLKR,
-                targets_BN=moved.targets_BN,
-                loss_mask_BN=moved.loss_mask_BN,
-                first_chunk_length=self._chunk if moved.chunk_ends_BL is None else None,
-                document_starts_BN=moved.document_starts_BN,
-                chunk_ends_BL=moved.chunk_ends_BL,
-            )
+            first = self._chunk if moved.chunk_ends_BL is None else None
+            output = self.model(**moved.model_inputs, first_chunk_length=first)
         losses = output.token_losses_BN.float().cpu().numpy()
         return np.where(batch.loss_mask_BN, -losses, np.float32(np.nan)).astype(np.float32)
 

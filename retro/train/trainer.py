@@ -139,16 +139,7 @@ class Trainer:
         tensors = batch.to_torch(self.processes.device)
         with self.processes.accumulate(self._wrapped, last):
             with self.processes.autocast():
-                output = self._wrapped(
-                    tensors.tokens_BN,
-                    tensors.neighbors_BLKR,
-                    tensors.neighbor_mask_BLKR,
-                    targets_BN=tensors.targets_BN,
-                    loss_mask_BN=tensors.loss_mask_BN,
-                    document_starts_BN=tensors.document_starts_BN,
-                    chunk_ends_BL=tensors.chunk_ends_BL,
-                    reduction="sum",
-                )
+                output = self._wrapped(**tensors.model_inputs, reduction="sum")
             self.processes.accelerator.backward(output.loss)
         return output.loss.detach()
 

@@ -38,16 +38,7 @@ class Validation:
                 batch = self.dataset.__getitems__(ids if len(ids) else np.arange(1))
                 tensors = batch.to_torch(processes.device)
                 with processes.autocast():
-                    output = forward(
-                        tensors.tokens_BN,
-                        tensors.neighbors_BLKR,
-                        tensors.neighbor_mask_BLKR,
-                        targets_BN=tensors.targets_BN,
-                        loss_mask_BN=tensors.loss_mask_BN,
-                        document_starts_BN=tensors.document_starts_BN,
-                        chunk_ends_BL=tensors.chunk_ends_BL,
-                        reduction="sum",
-                    )
+                    output = forward(**tensors.model_inputs, reduction="sum")
                 if len(ids):
                     nats += float(output.loss)
                     tokens += int(batch.loss_mask_BN.sum())

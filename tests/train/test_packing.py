@@ -64,16 +64,7 @@ def take_path(model: RetroModel, path: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def run(model: RetroModel, batch: TorchBatch) -> Tensor:
     """Losses [B, N] of a batch as the trainer runs it; the gradients of their sum are added up."""
-    output = model(
-        batch.tokens_BN,
-        batch.neighbors_BLKR,
-        batch.neighbor_mask_BLKR,
-        targets_BN=batch.targets_BN,
-        loss_mask_BN=batch.loss_mask_BN,
-        document_starts_BN=batch.document_starts_BN,
-        chunk_ends_BL=batch.chunk_ends_BL,
-        reduction="sum",
-    )
+    output = model(**batch.model_inputs, reduction="sum")
     output.loss.backward()
     return output.token_losses_BN
 
