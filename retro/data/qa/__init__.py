@@ -1,0 +1,1 @@
+"""Open-domain question answering as data: questions, passages, prompts, sequences. No torch."""
