@@ -85,6 +85,8 @@ class Squares(Stage):
 
 
 if __name__ == "__main__":
+    # A shell starts background jobs with interrupts ignored, and so would be all that tests start there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # root workers wait [rank world [count]]
     numbers = [float(argument) for argument in sys.argv[2:]] + [0, 1, 6][len(sys.argv) - 4 :]
     workers, wait, rank, world, count = numbers
