@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from retro.analysis.cells import Table, percent
 from retro.analysis.charts import bucket_chart, leakage_charts, position_charts, training_charts
 from retro.analysis.comparison import Comparison, text_fingerprints
 from retro.analysis.perplexity import PerplexityComparison
@@ -16,14 +17,13 @@ from retro.analysis.runs import Run
 from retro.analysis.series import role_of
 from retro.analysis.svg import Chart, render, swatch
 from retro.analysis.tables import (
-    Table,
     bucket_table,
     controls_table,
     perplexity_table,
     question_table,
     training_table,
 )
-from retro.analysis.wording import headline, main_contrast, percent, supporting_sentences
+from retro.analysis.wording import headline, main_contrast, supporting_sentences
 
 
 def render_report(runs: Sequence[Run], comparison: Comparison, title: str | None = None) -> str:

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import textwrap
 import unicodedata
 
 from retro.analysis.bootstrap import Estimate
+from retro.analysis.cells import Row, Table, figure, left_out, negated, percentage, scaled
 from retro.analysis.comparison import Comparison
 from retro.analysis.perplexity import PerplexityComparison
 from retro.analysis.questions import QuestionComparison
-from retro.analysis.wording import duration, headline, percent, supporting_sentences
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """cells: text per column; series: key of the series the row is about (its colour), or None; estimate: what a small
-    interval drawing would show (reference = 0), or None; group: heading above the row when it changes."""
-
-    cells: tuple[str, ...]
-    series: str | None = None
-    estimate: Estimate | None = None
-    group: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """title, column heads, rows. Columns after the first `text_columns` are numbers; `optional` ones are left out, the
-    first named first, where a terminal is too narrow."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[Row, ...]
-    text_columns: int = 1
-    caption: str = ""
-    optional: tuple[int, ...] = ()
-
-
-def figure(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
-    """'2.113 [2.091, 2.135]'; '-' where there is nothing."""
-    if estimate.value is None:
-        return "-"
-    form = f"{'+' if signed else ''}.{digits}f"
-    text = format(round(estimate.value, digits) + 0.0, form)
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{round(estimate.low, digits) + 0.0:{form}}, {round(estimate.high, digits) + 0.0:{form}}]"
-
-
-def percentage(estimate: Estimate) -> str:
-    """'-4.0% [-4.6, -3.4]'."""
-    if estimate.value is None:
-        return "-"
-    text = percent(estimate.value)
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{percent(estimate.low)[:-1]}, {percent(estimate.high)[:-1]}]"
+from retro.analysis.wording import duration, headline, supporting_sentences
 
 
 def perplexity_table(result: PerplexityComparison) -> Table:
@@ -71,7 +26,7 @@ def perplexity_table(result: PerplexityComparison) -> Table:
             if contrast is None and len(result.main) == 1:  # one run: what the other modes cost against the main one
                 mirrored = result.contrast(reference, item.key, subset.key)
                 relative = _inverted(mirrored.relative) if mirrored else None
-                gain = _negated(mirrored.gain) if mirrored else None
+                gain = negated(mirrored.gain) if mirrored else None
             else:
                 relative, gain = (contrast.relative, contrast.gain) if contrast else (None, None)
             rows.append(
@@ -95,7 +50,7 @@ def perplexity_table(result: PerplexityComparison) -> Table:
         caption=(
             f"[low, high]: 95% interval, paired bootstrap over documents, {result.draws:,} draws. Lower bits per byte "
             f"is better: a negative change means that the row's model beats {against}."
-            + _left_out(result.left_out, "chunks")
+            + left_out(result.left_out, "chunks")
         ),
         optional=(2,),
     )
@@ -163,15 +118,15 @@ def question_table(result: QuestionComparison) -> Table:
         mirrored = next((c for c in result.contrasts if (c.candidate, c.reference) == (reference, score.series)), None)
         match, f1 = (contrast.exact_match, contrast.f1) if contrast else (None, None)
         if contrast is None and mirrored is not None:
-            match, f1 = _negated(mirrored.exact_match), _negated(mirrored.f1)
+            match, f1 = negated(mirrored.exact_match), negated(mirrored.f1)
         rows.append(
             Row(
                 (
                     labels[score.series],
-                    figure(_scaled(score.exact_match), 1),
-                    figure(_scaled(score.f1), 1),
-                    figure(_scaled(match), 1, signed=True) if match else "",
-                    figure(_scaled(f1), 1, signed=True) if f1 else "",
+                    figure(scaled(score.exact_match), 1),
+                    figure(scaled(score.f1), 1),
+                    figure(scaled(match), 1, signed=True) if match else "",
+                    figure(scaled(f1), 1, signed=True) if f1 else "",
                 ),
                 series=score.series,
             )
@@ -185,7 +140,7 @@ def question_table(result: QuestionComparison) -> Table:
         f"{result.questions:,} questions, 95% interval from a paired bootstrap over {result.units:,} {result.unit}. "
         "Higher is better; differences are in percentage points."
         + _recall(result)
-        + _left_out(result.left_out, "questions")
+        + left_out(result.left_out, "questions")
     )
     return Table(f"Question answering, {result.name}", heads, tuple(rows), caption=caption, optional=(4, 3))
 
@@ -288,19 +243,6 @@ def _recall(result: QuestionComparison) -> str:
         rising = sorted(shares.items(), key=lambda item: int(item[0]))
         parts.append(f"{names[what]} {', '.join(f'{share:.0%} (k = {k})' for k, share in rising)}")
     return f" Among the first k neighbors: {'; '.join(parts)}." if parts else ""
-
-
-def _left_out(count: int, what: str) -> str:
-    return f" Left out of every row: {count:,} {what} for which some row has no score." if count else ""
-
-
-def _scaled(estimate: Estimate) -> Estimate:
-    return Estimate(*(None if v is None else 100 * v for v in (estimate.value, estimate.low, estimate.high)))
-
-
-def _negated(estimate: Estimate) -> Estimate:
-    value, low, high = (None if v is None else -v for v in (estimate.value, estimate.low, estimate.high))
-    return Estimate(value, high, low)
 
 
 def _inverted(relative: Estimate) -> Estimate:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from retro.analysis.bootstrap import Estimate
+from retro.analysis.cells import percent
 from retro.analysis.comparison import Comparison
 from retro.analysis.curves import Moment, TrainingComparison
 from retro.analysis.perplexity import Contrast, PerplexityComparison
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """0.0123 -> '+1.2%'."""
-    return f"{round(100 * value, digits) + 0.0:+.{digits}f}%"
 
 
 def relative_with_interval(estimate: Estimate) -> str:
