@@ -75,8 +75,7 @@ def build_example(
     def encode(passages: Sequence[Passage | None]) -> list[int]:
         texts = [part.text(passage) + part.answer_text for part, passage in zip(parts, passages, strict=False)]
         texts.append(question.text(passages[-1]))
-        opening = [task.instruction] if task.instruction else []
-        return [tokenizer.bos_id, *tokenizer.encode(task.between_shots.join([*opening, *texts]))]
+        return [tokenizer.bos_id, *tokenizer.encode(_join(task, texts))]
 
     prompt, truncated, used = fit_passages(encode, [*(part.passage for part in parts), first], limit)
     if prompt is None:
@@ -93,7 +92,7 @@ def build_example(
     return Example(
         prompt=tuple(prompt),
         neighbors=neighbors,
-        answer=answer_tokens(prepared, task, tokenizer),
+        answer=tokenize_answers([prepared], task, tokenizer)[0],
         passages=tuple(read),
         in_prompt=int(used),
         truncated=truncated,
@@ -114,17 +113,32 @@ def training_answer(prepared: PreparedQuestion, task: TaskDefinition) -> str | N
     return None
 
 
-def answer_tokens(prepared: PreparedQuestion, task: TaskDefinition, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens of the training answer as they follow the prompt, and the end-of-text token; () where there is none."""
-    answer = training_answer(prepared, task)
-    if answer is None:
-        return ()
-    question = task.prompt_question.format(question=prepared.question.question)
-    text = task.prompt_answer.format(answer=answer)
-    alone, both = tokenizer.encode_batch([question, question + text])
-    # As it stands in the text, unless the border lies within a token.
-    ids = both[len(alone) :] if both[: len(alone)] == alone else tokenizer.encode(text)
-    return (*ids, tokenizer.eos_id)
+def tokenize_answers(
+    prepared: Sequence[PreparedQuestion], task: TaskDefinition, tokenizer: Tokenizer
+) -> list[tuple[int, ...]]:
+    """Tokens of each training answer as they follow the prompt, and the end-of-text token; () where there is none."""
+    answers = [training_answer(question, task) for question in prepared]
+    texts = ["" if answer is None else task.prompts.format_answer(answer) for answer in answers]
+    questions = [task.prompts.format_question(question.question.question) for question in prepared]
+    alone = tokenizer.encode_batch(questions)
+    both = tokenizer.encode_batch([question + text for question, text in zip(questions, texts, strict=True)])
+    out: list[tuple[int, ...]] = []
+    for answer, text, begin, whole in zip(answers, texts, alone, both, strict=True):
+        # As it stands in the text, unless the border lies within a token.
+        ids = whole[len(begin) :] if whole[: len(begin)] == begin else tokenizer.encode(text)
+        out.append(() if answer is None else (*ids, tokenizer.eos_id))
+    return out
+
+
+def bare_prompt_lengths(prepared: Sequence[PreparedQuestion], task: TaskDefinition, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each prompt without passages and demonstrations: what must fit, because passages give way."""
+    texts = [_join(task, [task.prompts.format_question(question.question.question)]) for question in prepared]
+    return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]
+
+
+def _join(task: TaskDefinition, parts: list[str]) -> str:
+    opening = [task.instruction] if task.instruction else []
+    return task.prompts.between_shots.join([*opening, *parts])
 
 
 class _Part:
@@ -132,9 +146,9 @@ class _Part:
 
     def __init__(self, task: TaskDefinition, prepared: PreparedQuestion, passage: Passage | None) -> None:
         self._task, self.passage = task, passage
-        self._question = task.prompt_question.format(question=prepared.question.question)
+        self._question = task.prompts.format_question(prepared.question.question)
         self.answer = training_answer(prepared, task)
-        self.answer_text = "" if self.answer is None else task.prompt_answer.format(answer=self.answer)
+        self.answer_text = "" if self.answer is None else task.prompts.format_answer(self.answer)
 
     def text(self, passage: Passage | None) -> str:
         return ("" if passage is None else _passage_text(self._task, passage)) + self._question
@@ -143,9 +157,7 @@ class _Part:
 def _passage_text(task: TaskDefinition, passage: Passage) -> str:
     # A line of the template is a line of the prompt.
     text = " ".join(passage.text.split())
-    if not passage.title:
-        return task.prompt_passage_untitled.format(text=text)
-    return task.prompt_passage.format(title=" ".join(passage.title.split()), text=text)
+    return task.prompts.format_passage(" ".join(passage.title.split()), text)
 
 
 def _shot_passage(shot: PreparedQuestion, arm: Arm) -> Passage | None:

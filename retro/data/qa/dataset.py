@@ -1,0 +1,151 @@
+"""Prepared questions as training sequences of one arm, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retro.config.errors import ArtifactMismatchError
+from retro.config.qa import Arm, QaLayoutConfig
+from retro.data.batch import RetroBatch
+from retro.data.qa.examples import bare_prompt_lengths, build_example, tokenize_answers
+from retro.data.qa.layout import pad_neighbors, pad_prompts
+from retro.data.qa.record import PreparedQuestion
+from retro.data.qa.task import TaskDefinition
+from retro.data.tokenizer import Tokenizer
+
+# Tokens of examples that are kept, so that later epochs need not make them again: 512 MiB.
+_MOST_KEPT = 1 << 27
+
+
+class LeftOut(NamedTuple):
+    """Questions that are not trained on: those longer than the prompt may be, those whose answer is longer than
+    answer_tokens or a chunk, and those without an answer to train on (expressions)."""
+
+    too_long: int = 0
+    long_answer: int = 0
+    no_answer: int = 0
+
+
+class _Row(NamedTuple):
+    prompt: np.ndarray
+    neighbors: tuple[np.ndarray, ...]
+    answer: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + len(self.answer) + sum(map(len, self.neighbors))
+
+
+class QaDataset:
+    """Questions with the loss on the answer and its end, with the interface of RetroDataset.
+
+    A batch has as many chunks as its longest prompt needs and one more, and as many and as long neighbors as its
+    questions bring. questions: those that fit; left_out: how many do not.
+    """
+
+    def __init__(
+        self,
+        prepared: Sequence[PreparedQuestion],
+        arm: Arm,
+        layout: QaLayoutConfig,
+        task: TaskDefinition,
+        tokenizer: Tokenizer,
+        chunk_length: int,
+        where: str = "questions",
+    ) -> None:
+        """Raises ArtifactMismatchError, naming `where`, if no question is left to train on."""
+        self.arm, self.layout, self.task, self.tokenizer = arm, layout, task, tokenizer
+        self.chunk_length, self.pad_id = chunk_length, tokenizer.pad_id
+        self.questions, self.left_out = self._fitting(prepared)
+        if not self.questions:
+            raise ArtifactMismatchError(
+                f"{where}: expected questions to train on, found {len(prepared)}, of which {self.left_out.too_long} "
+                f"are longer than {layout.prompt_chunks} chunks, {self.left_out.long_answer} have an answer of more "
+                f"than {min(layout.answer_tokens, chunk_length)} tokens and {self.left_out.no_answer} none to train on; "
+                "change qa.layout or prepare other questions"
+            )
+        self._kept: dict[int, _Row] = {}
+        self._num_kept = 0
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> RetroBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> RetroBatch:
+        """A batch of B questions. neighbors_BLKR [B, 1, K, R] serve from the last token of the prompt on
+        (chunk_ends_BL); None for arms without passages in the encoder."""
+        ids = np.asarray(indices, dtype=np.int64)
+        rows = [self._row(i) for i in ids.tolist()]
+        answers = [row.answer for row in rows]
+        tokens, starts, begin = pad_prompts([row.prompt for row in rows], self.chunk_length, self.pad_id, answers)
+        targets = np.full_like(tokens, self.pad_id)
+        targets[:, :-1] = tokens[:, 1:]
+        positions = np.arange(tokens.shape[1])
+        ends = begin - 1 + np.array([len(answer) for answer in answers])
+        neighbors = mask = chunk_ends = None
+        if self.arm.in_encoder:
+            neighbors, mask = pad_neighbors([row.neighbors for row in rows], self.pad_id)
+            chunk_ends = np.full((len(ids), 1), begin - 1, dtype=np.int64)
+        return RetroBatch(
+            tokens_BN=tokens,
+            targets_BN=targets,
+            loss_mask_BN=(positions >= begin - 1) & (positions < ends[:, None]),
+            neighbors_BLKR=neighbors,
+            neighbor_mask_BLKR=mask,
+            # Passages are text, and no chunks of any store.
+            chunk_ids_BL=np.full((len(ids), 1), -1, dtype=np.int64),
+            sample_ids_B=ids,
+            document_starts_BN=starts,
+            chunk_ends_BL=chunk_ends,
+        )
+
+    def estimated_lengths(self) -> np.ndarray:
+        """float64 [questions]: characters of what the decoder reads, and a thousandth of what the encoder reads, about.
+        Questions of similar length make batches with little padding; tokens are not counted, that would be slow."""
+        out = np.zeros(len(self.questions))
+        for number, prepared in enumerate(self.questions):
+            passages = prepared.passages[: self.layout.passages]
+            first = len(passages[0].text) if passages and self.arm.in_prompt else 0
+            rest = passages[int(self.arm.in_prompt) :] if self.arm.in_encoder else ()
+            out[number] = len(prepared.question.question) + first + sum(len(p.text) for p in rest) / 1000
+        return out
+
+    def _row(self, index: int) -> _Row:
+        row = self._kept.get(index)
+        if row is None:
+            row = self._build(self.questions[index])
+            if self._num_kept + row.size <= _MOST_KEPT:
+                self._kept[index] = row
+                self._num_kept += row.size
+        return row
+
+    def _build(self, prepared: PreparedQuestion) -> _Row:
+        example = build_example(
+            prepared, self.arm, self.layout, self.task, self.tokenizer, chunk_length=self.chunk_length
+        )
+        # A passage without any token (an empty text) is none.
+        neighbors = tuple(np.array(passage, dtype=np.int32) for passage in example.neighbors if passage)
+        return _Row(np.array(example.prompt, dtype=np.int32), neighbors, np.array(example.answer, dtype=np.int32))
+
+    def _fitting(self, prepared: Sequence[PreparedQuestion]) -> tuple[list[PreparedQuestion], LeftOut]:
+        """Whether questions fit is known without their passages, which give way."""
+        kept, left_out = [], LeftOut()
+        longest = self.layout.prompt_chunks * self.chunk_length
+        most = min(self.layout.answer_tokens, self.chunk_length)
+        answers = tokenize_answers(prepared, self.task, self.tokenizer)
+        lengths = bare_prompt_lengths(prepared, self.task, self.tokenizer)
+        for question, answer, length in zip(prepared, answers, lengths, strict=True):
+            if length > longest:
+                left_out = left_out._replace(too_long=left_out.too_long + 1)
+            elif not answer:
+                left_out = left_out._replace(no_answer=left_out.no_answer + 1)
+            elif len(answer) > most:
+                left_out = left_out._replace(long_answer=left_out.long_answer + 1)
+            else:
+                kept.append(question)
+        return kept, left_out
