@@ -187,11 +187,11 @@ def open_task(name_or_path: str | Path) -> TaskDefinition:
     return dataclasses.replace(task, files=files)
 
 
-def task_record(task: TaskDefinition) -> dict[str, Any]:
+def task_to_dict(task: TaskDefinition) -> dict[str, Any]:
     """The definition as it is kept in artifacts and results: everything but the places of files."""
     return {key: value for key, value in to_dict(task).items() if key != "files"}
 
 
-def parse_task(record: Mapping[str, Any], where: str) -> TaskDefinition:
-    """The definition of a `task_record`. `where` names it in the ConfigError raised for anything else."""
+def task_from_dict(record: Mapping[str, Any], where: str) -> TaskDefinition:
+    """The definition that `task_to_dict` made. `where` names it in the ConfigError raised for anything else."""
     return from_dict(TaskDefinition, record, where)
