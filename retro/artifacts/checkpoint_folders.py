@@ -11,7 +11,10 @@ from retro.artifacts.manifest import MANIFEST_NAME, Manifest
 from retro.config.errors import ArtifactCorruptError
 
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_KIND = "checkpoint"  # of its manifest
+BEST = "best"  # link beside the checkpoints
 MODEL, OPTIMIZER = "model", "optimizer"  # the tensor sets of a checkpoint
+RNG_NAME, STATE_NAME = "rng.safetensors", "state.json"  # generator states; position and callbacks
 _STEP = re.compile(r"step_(\d+)")
 
 

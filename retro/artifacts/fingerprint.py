@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+_BLOCK = 8 << 20
 
 
 def canonical_json(value: Any) -> str:
@@ -23,7 +25,11 @@ def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Map
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def sha256_file(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: str | Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks; `advance` is called with the bytes of each."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()

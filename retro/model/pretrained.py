@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, compare_checksums, find_checkpoint, is_saved_model
+from retro.artifacts.checkpoint_folders import (
+    CHECKPOINT_KIND,
+    CHECKPOINTS,
+    compare_checksums,
+    find_checkpoint,
+    is_saved_model,
+)
 from retro.artifacts.manifest import open_manifest
 from retro.artifacts.new_folder import new_folder
 from retro.config.errors import ArtifactMissingError
@@ -56,7 +62,7 @@ class Pretrained:
             check_huggingface_weights(self.folder)
             return
         if not is_saved_model(self.folder):
-            manifest = open_manifest(self.folder, "checkpoint")
+            manifest = open_manifest(self.folder, CHECKPOINT_KIND)
             names = [path.name for path in open_tensor_files(self.folder, WEIGHTS_STEM).all_paths]
             compare_checksums(self.folder, manifest, [*names, CONFIG_NAME])
         check_weights(self.folder, self.config)

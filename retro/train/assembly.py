@@ -8,9 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from retro.config.loader import to_dict
+from retro.config.qa import parse_arm
 from retro.config.train import TrainConfig
+from retro.data.length_order import LengthSortedStream
 from retro.data.loader import TrainLoader
-from retro.model.retrofit import freeze_backbone
+from retro.data.order import SampleStream
+from retro.data.qa.dataset import QaDataset
+from retro.model.retrofit import freeze_backbone, freeze_retrieval
 from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
 from retro.train.callbacks.base import Callback
@@ -57,6 +61,16 @@ class OpenedRun:
 
 def build_loader(config: TrainConfig, data: RunData, processes: Processes, start_sample: int = 0) -> TrainLoader:
     """This process's micro-batches from the given position of the sample stream."""
+    stream = None
+    if config.qa is not None and config.qa.sort_batches > 1:
+        assert isinstance(data.train, QaDataset)
+        stream = LengthSortedStream(
+            SampleStream(len(data.train), config.seed),
+            data.train.estimated_lengths(),
+            batch=config.global_batch,
+            window=config.qa.sort_batches,
+            seed=config.seed,
+        )
     return TrainLoader(
         data.train,
         global_batch=config.global_batch,
@@ -66,6 +80,7 @@ def build_loader(config: TrainConfig, data: RunData, processes: Processes, start
         seed=config.seed,
         start_sample=start_sample,
         num_workers=config.loader_workers,
+        stream=stream,
     )
 
 
@@ -82,6 +97,8 @@ def build_trainer(
         initial.fill(model)
     if config.freeze_backbone:
         freeze_backbone(model)
+    if config.qa is not None and config.retrieval and not parse_arm(config.qa.arm).in_encoder:
+        freeze_retrieval(model)
     seed_process(config.seed, processes)
     optimizer = build_optimizer(config, model)
     callbacks = build_callbacks(opened)

@@ -9,11 +9,14 @@ import numpy as np
 
 from retro.artifacts.release import Release
 from retro.config.errors import ArtifactMismatchError, ConfigError
+from retro.config.qa import parse_arm
 from retro.config.train import TrainConfig
 from retro.data.chunk_store import ChunkStore, open_chunk_store
 from retro.data.dataset import RetroDataset
 from retro.data.neighbor_table import open_neighbor_table
 from retro.data.packed_dataset import PackedDataset
+from retro.data.qa.dataset import QaDataset
+from retro.data.qa.prepared import PreparedQuestions, open_prepared
 from retro.data.question_dataset import QuestionDataset, open_question_sequences, question_database
 from retro.data.text_dataset import Options, TextDataset
 from retro.data.tokenizer import Tokenizer
@@ -22,18 +25,19 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "valid"
 #: Questions have no third split: their validation curve is for looking at only, nothing may be chosen by it.
 QUESTION_VALIDATION_SPLIT = "test"
 
-Sequences = TextDataset | QuestionDataset
+Sequences = TextDataset | QuestionDataset | QaDataset
 
 
 @dataclass(frozen=True)
 class RunData:
     """train: scores all but the last position of a sequence, whose neighbors would serve that position only;
     validation: scores all positions, None if the run does not validate; byte_lengths int32 [V]: UTF-8 bytes of every
-    token."""
+    token; prepared: where the questions of dataset qa come from."""
 
     train: Sequences
     validation: Sequences | None
     byte_lengths: np.ndarray
+    prepared: PreparedQuestions | None = None
 
 
 def resolve_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
@@ -65,6 +69,13 @@ def open_data(config: TrainConfig, release: Release, tokenizer: Tokenizer) -> Ru
         train = _open_questions(config, release, tokenizer, TRAIN_SPLIT)
         if config.validate_every:
             validation = _open_questions(config, release, tokenizer, QUESTION_VALIDATION_SPLIT)
+    elif config.dataset == "qa":
+        assert config.qa is not None  # the configuration checks it
+        prepared = open_prepared(config.qa.questions)
+        train = _open_qa(config, prepared, tokenizer, config.qa.split)
+        if config.validate_every:
+            validation = _open_qa(config, prepared, tokenizer, config.qa.validation_split)
+        return RunData(train, validation, tokenizer.token_byte_lengths(), prepared)
     else:
         database = open_chunk_store(release.database_chunks) if config.retrieval else None
         train = _open_text(config, release, tokenizer, TRAIN_SPLIT, database, score_last_position=False)
@@ -133,6 +144,36 @@ def _open_questions(config: TrainConfig, release: Release, tokenizer: Tokenizer,
         retrieval="on" if config.retrieval else "off",
         seed=config.seed,
     )
+
+
+def _open_qa(config: TrainConfig, prepared: PreparedQuestions, tokenizer: Tokenizer, split: str) -> QaDataset:
+    assert config.qa is not None
+    chunk, layout, arm = config.model.chunk_length, config.qa.layout, parse_arm(config.qa.arm)
+    if not config.retrieval:
+        config.qa.check_gpt()
+    if split not in prepared.splits:
+        field = "split" if split == config.qa.split else "validation_split"
+        raise ConfigError(
+            f"qa.{field}: expected one of {', '.join(prepared.splits)}, the splits of {config.qa.questions}, found "
+            f"{split!r}" + ("" if field == "split" else "; name another, or set validate_every=0")
+        )
+    needed = (layout.prompt_chunks + 1) * chunk
+    if config.sequence_length < needed:
+        raise ConfigError(
+            f"sequence_length: expected at least {needed}, {layout.prompt_chunks} chunks of {chunk} tokens "
+            f"(qa.layout.prompt_chunks) and one for the answer, found {config.sequence_length}"
+        )
+    if layout.answer_tokens > chunk:
+        raise ConfigError(
+            f"qa.layout.answer_tokens: expected at most {chunk}, the model's chunk_length, found {layout.answer_tokens}"
+        )
+    in_encoder = layout.passages - arm.in_prompt if arm.in_encoder else 0
+    if in_encoder > config.num_neighbors:
+        raise ConfigError(
+            f"num_neighbors: expected at least {in_encoder}, the passages that arm {arm.name!r} puts into the encoder, "
+            f"found {config.num_neighbors}; set num_neighbors={in_encoder} or lower qa.layout.passages"
+        )
+    return QaDataset(prepared.read(split), arm, layout, prepared.task, tokenizer, chunk, f"{prepared.folder}: {split}")
 
 
 def _check_chunk_length(where: str, found: int, config: TrainConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retro.artifacts.release import Release
 from retro.config.train import TrainConfig
+from retro.data.qa.dataset import QaDataset
 from retro.data.text_dataset import TextDataset
 from retro.model.retro import count_parameters
 from retro.train.data import RunData
@@ -13,7 +14,24 @@ from retro.train.trainer import Trainer
 
 def first_lines(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: Release, data: RunData) -> list[str]:
     """What is trained on what, and which share of it is padding or lacks neighbors."""
-    return [_summary(config, trainer, folder, release), *_padding(config, data), *_missing_neighbors(data)]
+    lines = [_summary(config, trainer, folder, release), *_padding(config, data), *_missing_neighbors(data)]
+    return lines + _questions(config, data)
+
+
+def _questions(config: TrainConfig, data: RunData) -> list[str]:
+    """Say which questions are trained on, and why others are not."""
+    if config.qa is None or not isinstance(data.train, QaDataset):
+        return []
+    lines = []
+    for split, dataset in ((config.qa.split, data.train), (config.qa.validation_split, data.validation)):
+        if isinstance(dataset, QaDataset):
+            out = dataset.left_out
+            left_out = f"; left out: {out.too_long} too long for the prompt, {out.long_answer} of a long answer, "
+            left_out += f"{out.no_answer} without an answer to train on"
+            lines.append(
+                f"arm {config.qa.arm}: {len(dataset):,} questions of split {split}" + (left_out if any(out) else "")
+            )
+    return lines
 
 
 def _padding(config: TrainConfig, data: RunData) -> list[str]:
@@ -44,9 +62,10 @@ def _summary(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: 
     what = f"resuming at step {state.step}" if state.step else "training"
     frozen = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
     size = f"{count_parameters(trainer.model):,} parameters" + (f" ({frozen:,} of them frozen)" if frozen else "")
+    most = "at most " if config.qa is not None else ""
     return (
         f"{folder.path}: {what}: {kind}, {size}, {config.steps} steps of "
-        f"{config.global_batch} x {config.sequence_length} tokens ({loader.micro_batches_per_step} micro-batch(es) of "
+        f"{config.global_batch} x {most}{config.sequence_length} tokens ({loader.micro_batches_per_step} micro-batch(es) of "
         f"{loader.micro_batch} on {processes.world} process(es), {processes.device.type}, {config.precision}), "
         f"{len(loader.dataset):,} sequences of release {release.fingerprint}"
     )

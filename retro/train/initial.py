@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from retro.artifacts.checkpoint_folders import CHECKPOINT_KIND
 from retro.artifacts.manifest import open_manifest
 from retro.artifacts.release import Release
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ArtifactMissingError, ConfigError
@@ -20,7 +21,6 @@ from retro.model.pretrained import open_pretrained
 from retro.model.retro import RetroModel
 from retro.model.retrofit import check_freezable, open_base, retrofit_config
 from retro.model.weights import CONFIG_NAME
-from retro.train.checkpoint import CHECKPOINT_KIND
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
         release=release.fingerprint,
         tokenizer=tokenizer.fingerprint,
         init_from=None if initial is None else initial.fingerprint,
+        questions=None if data.prepared is None else data.prepared.fingerprint,
     )
     with ExitStack() as stack:
 

@@ -22,7 +22,7 @@ from retro.artifacts.source_code import digest_source, pack_source, read_source,
 from retro.config.errors import ConfigError
 from retro.config.loader import dump_yaml
 from retro.config.train import TrainConfig
-from retro.train.checkpoint import remove_leftovers
+from retro.train.checkpointing.folders import remove_leftovers
 
 
 class RunFolder:
@@ -79,6 +79,9 @@ class RunFolder:
         changes: dict[str, Any] = {name: os.path.abspath(getattr(config, name)) for name in ("release", "run_root")}
         if config.init_from is not None:
             changes["init_from"] = os.path.abspath(config.init_from)
+        if config.qa is not None:
+            questions = os.path.abspath(config.qa.questions)
+            changes["qa"] = dataclasses.replace(config.qa, questions=questions)
         if config.retrofit is not None:
             base = os.path.abspath(config.retrofit.base)
             changes["retrofit"] = dataclasses.replace(config.retrofit, base=base)

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from retro.config.model import ModelConfig
 from retro.model import RetroModel
 from retro.optim.adamw import build_adamw
-from retro.train.checkpoint import Identity, Resumed
+from retro.train.checkpointing.identity import Identity
 from retro.train.checkpointing.peers import ALONE, Peers
+from retro.train.checkpointing.save import Resumed
 from retro.train.parallel.state import named_model_state, named_optimizer_state
 from retro.train.parallel.tensor_parallel import apply_tensor_parallel
 from retro.train.state import TrainState

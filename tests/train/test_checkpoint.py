@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.manifest import MANIFEST_NAME, describe_file
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.config.loader import from_dict
@@ -23,19 +24,12 @@ from retro.model import RetroModel
 from retro.model.tensor_bytes import write_tensors
 from retro.model.tensor_header import DTYPES
 from retro.optim.adamw import build_adamw
-from retro.train.checkpoint import (
-    Identity,
-    Resumed,
-    describe_differences,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
 from retro.train.checkpointing import save as saving
 from retro.train.checkpointing.folders import point_best
-from retro.train.checkpointing.load import _read_state
+from retro.train.checkpointing.identity import Identity, describe_differences
+from retro.train.checkpointing.load import _read_state, load_checkpoint
 from retro.train.checkpointing.peers import CheckpointError
-from retro.train.checkpointing.save import Retention, take_snapshot, write_snapshot
+from retro.train.checkpointing.save import Resumed, Retention, save_checkpoint, take_snapshot, write_snapshot
 from retro.train.checkpointing.staging import Staging
 from retro.train.parallel.state import named_optimizer_state
 from retro.train.state import TrainState

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from torch.distributed.device_mesh import DeviceMesh
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.config.errors import RetroError
-from retro.train.checkpoint import list_checkpoints, load_checkpoint, remove_leftovers
 from retro.train.checkpointing.background import BackgroundSave
-from retro.train.checkpointing.folders import point_best
+from retro.train.checkpointing.folders import point_best, remove_leftovers
+from retro.train.checkpointing.load import load_checkpoint
 from retro.train.checkpointing.save import Retention, take_snapshot, write_snapshot
 from retro.train.checkpointing.staging import Staging
 from tests.train import spread

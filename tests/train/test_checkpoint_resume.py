@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.inference.checkpoint import open_checkpoint
 from retro.model.tensor_files import open_tensor_files
-from retro.train.checkpoint import list_checkpoints
 from retro.train.checkpointing import save as saving
 from retro.train.checkpointing.peers import CheckpointError
 from retro.train.run import train

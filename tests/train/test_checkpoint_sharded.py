@@ -15,11 +15,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from retro.artifacts.manifest import MANIFEST_NAME, describe_file
 from retro.config.errors import RetroError
-from retro.train.checkpoint import load_checkpoint, save_checkpoint
 from retro.train.checkpointing import storage
 from retro.train.checkpointing.background import BackgroundSave
+from retro.train.checkpointing.load import load_checkpoint
 from retro.train.checkpointing.peers import Peers
-from retro.train.checkpointing.save import Retention, take_snapshot, write_snapshot
+from retro.train.checkpointing.save import Retention, save_checkpoint, take_snapshot, write_snapshot
 from retro.train.checkpointing.staging import Staging
 from tests.train import spread
 from tests.train.spread import IDENTITY, check_state, keep_state, make, open_group, stored_state, whole_state

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retro.train.checkpoint import list_checkpoints
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.train.run_folder import RunFolder
 from tests.train import releases
 from tests.train.ranks import Ranks

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.fingerprint import sha256_file
 from retro.train.callbacks.base import Callback
-from retro.train.checkpoint import list_checkpoints
 from retro.train.nonfinite import Incident, NonfinitePolicy, position_after_rollbacks
 from retro.train.run import train
 from retro.train.state import StepRecord, TrainingDivergedError, TrainState

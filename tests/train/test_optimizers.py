@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.fingerprint import sha256_file
 from retro.optim.build import BUILDERS
-from retro.train.checkpoint import list_checkpoints
 from retro.train.run import train
 from tests.train import releases
 

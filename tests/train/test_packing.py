@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.release import open_release
 from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.config.model import ModelConfig
@@ -21,7 +22,6 @@ from retro.data.packed_dataset import PackedDataset
 from retro.data.tokenizer import open_tokenizer
 from retro.model import RetroModel
 from retro.nn.documents import Documents, documents_of
-from retro.train.checkpoint import list_checkpoints
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
 from retro.train.run import train

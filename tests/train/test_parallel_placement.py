@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.config.loader import from_dict
 from retro.config.model import ModelConfig
 from retro.config.parallel import ParallelConfig
 from retro.config.train import TrainConfig
 from retro.model import RetroModel
 from retro.model.shards import fill_parameter
-from retro.train.checkpoint import list_checkpoints
 from retro.train.distributed import Processes
 from retro.train.parallel.gradients import BUCKET_BYTES, average_gradients, scale_and_clip
 from retro.train.parallel.placement import build_model

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.fingerprint import sha256_file
 from retro.cli.train import main
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.train.callbacks.metrics_file import truncate_metrics
-from retro.train.checkpoint import list_checkpoints
 from retro.train.run import train
 from retro.train.run_folder import RunFolder
 from retro.train.state import TrainState

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.fingerprint import sha256_file
 from retro.cli.train import main
 from retro.train import run as run_module
@@ -20,7 +21,6 @@ from retro.train import signals
 from retro.train.callbacks import checkpointer
 from retro.train.callbacks.checkpointer import Checkpointer
 from retro.train.callbacks.validator import Validator
-from retro.train.checkpoint import list_checkpoints
 from retro.train.signals import Interrupted, StopRequest, held_back, stop_on_signal
 from retro.train.trainer import Trainer
 from tests.train import releases

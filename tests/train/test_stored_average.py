@@ -22,7 +22,7 @@ from retro.config.errors import (
     ConfigError,
 )
 from retro.model.pretrained import load_pretrained, open_pretrained
-from retro.train.checkpoint import save_checkpoint
+from retro.train.checkpointing.save import save_checkpoint
 from retro.train.stored.average import average_checkpoints
 from retro.train.stored.convert import convert_checkpoint
 from tests.train.spread import CONFIG, IDENTITY, make, resumed

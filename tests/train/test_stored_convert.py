@@ -17,7 +17,8 @@ from retro.config.errors import ArtifactCorruptError, ArtifactMissingError, Arti
 from retro.inference.checkpoint import open_checkpoint
 from retro.model.pretrained import load_pretrained, open_pretrained
 from retro.model.tensor_files import open_tensor_files
-from retro.train.checkpoint import load_checkpoint, save_checkpoint
+from retro.train.checkpointing.load import load_checkpoint
+from retro.train.checkpointing.save import save_checkpoint
 from retro.train.stored import convert
 from retro.train.stored.convert import convert_checkpoint, cut
 from tests.train.spread import CONFIG, IDENTITY, check_state, make, resumed, whole_state

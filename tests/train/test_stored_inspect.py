@@ -10,7 +10,7 @@ import pytest
 
 from retro.cli.main import main
 from retro.model import RetroModel
-from retro.train.checkpoint import save_checkpoint
+from retro.train.checkpointing.save import save_checkpoint
 from retro.train.stored.convert import convert_checkpoint
 from tests.train.spread import CONFIG, IDENTITY, make, resumed
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.config.errors import ConfigError
 from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.model.shards import row_orders
 from retro.model.tensor_files import open_tensor_files
-from retro.train.checkpoint import list_checkpoints
 from tests.train import releases
 from tests.train.curves import join, parity_settings, train_compiled, train_curves, whole
 from tests.train.test_parallel import ALL_PARTS, Job, compare, run

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.release import open_release
 from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.config.train import TrainConfig
@@ -21,7 +22,6 @@ from retro.model import RetroModel
 from retro.optim.adamw import build_adamw
 from retro.train.assembly import build_loader
 from retro.train.callbacks.base import Callback
-from retro.train.checkpoint import list_checkpoints
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
 from retro.train.run import train

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from retro.artifacts.checkpoint_folders import list_checkpoints
 from retro.artifacts.release import open_release
 from retro.config.loader import from_dict
 from retro.config.train import TrainConfig
 from retro.data.tokenizer import open_tokenizer
 from retro.model import RetroModel
-from retro.train.checkpoint import list_checkpoints
 from retro.train.data import open_data, resolve_vocabulary
 from retro.train.distributed import open_processes
 from retro.train.run import train

@@ -8,10 +8,9 @@ import shutil
 from pathlib import Path
 
 from retro.artifacts.atomic import fsync_directory
-from retro.artifacts.checkpoint_folders import list_checkpoints
+from retro.artifacts.checkpoint_folders import BEST, list_checkpoints
 
 #: A link to the checkpoint of the lowest validation loss.
-BEST = "best"
 
 
 def step_name(step: int) -> str:

@@ -8,23 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from retro.artifacts.checkpoint_folders import CHECKPOINT_KIND
 from retro.artifacts.manifest import Manifest, open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from retro.config.train import complete_result_fields
 
-CHECKPOINT_KIND = "checkpoint"
 REMEDY = "move that checkpoint away to resume from the one before it, or restore the file"
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: result-changing configuration, fingerprints of release and tokenizer, and of the
-    weights that the run began with (None = random ones)."""
+    """What a checkpoint belongs to: result-changing configuration, fingerprints of release and tokenizer, of the weights
+    that the run began with (None = random ones), and of the prepared questions it is trained on (None = of none)."""
 
     config: dict[str, Any]
     release: str
     tokenizer: str
     init_from: str | None = None
+    questions: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As stored in the manifest; lists instead of tuples, as JSON gives them back."""
@@ -60,9 +61,10 @@ def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that the version which wrote the checkpoint did not have yet get their defaults; the weights that the run
     began with are called what people know them as."""
     config = complete_result_fields(identity.get("config", {}))
-    rest = {name: value for name, value in identity.items() if name not in ("config", "init_from")}
+    rest = {name: value for name, value in identity.items() if name not in ("config", "init_from", "questions")}
     began = {"weights of init_from or retrofit.base": identity.get("init_from")}
-    return json.loads(json.dumps({"config": config, **rest, **began}))
+    asked = {"content of qa.questions": identity.get("questions")}
+    return json.loads(json.dumps({"config": config, **rest, **began, **asked}))
 
 
 def describe_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

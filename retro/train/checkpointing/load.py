@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from retro.artifacts.checkpoint_folders import MODEL, OPTIMIZER, RNG_NAME, STATE_NAME
 from retro.artifacts.fingerprint import sha256_file
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError, ConfigError
 from retro.config.loader import from_dict
@@ -22,7 +23,7 @@ from retro.model.tensor_files import TensorFiles, open_tensor_files
 from retro.model.tensor_header import parse_object
 from retro.train.checkpointing.identity import REMEDY, Identity, check_identity, open_checkpoint_manifest
 from retro.train.checkpointing.peers import ALONE, Peers, first_failure, lost_peer
-from retro.train.checkpointing.save import MODEL, OPTIMIZER, RNG_NAME, STATE_NAME, STEMS, Resumed
+from retro.train.checkpointing.save import STEMS, Resumed
 from retro.train.checkpointing.staging import global_shape
 from retro.train.checkpointing.storage import LoadPlans, TensorSetReader
 from retro.train.parallel.state import fill_optimizer_state, named_model_state, named_optimizer_state

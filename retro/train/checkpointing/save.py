@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from retro.artifacts.atomic import write_json_atomic
+from retro.artifacts.checkpoint_folders import CHECKPOINT_KIND, MODEL, OPTIMIZER, RNG_NAME, STATE_NAME
 from retro.artifacts.fingerprint import fingerprint
 from retro.artifacts.manifest import Manifest, describe_file, write_manifest
 from retro.config.loader import to_dict
@@ -23,7 +24,7 @@ from retro.model.retro import RetroModel
 from retro.model.tensor_bytes import write_tensors
 from retro.model.weights import CONFIG_NAME
 from retro.train.checkpointing.folders import commit, make_temporary, point_best, prune
-from retro.train.checkpointing.identity import CHECKPOINT_KIND, Identity
+from retro.train.checkpointing.identity import Identity
 from retro.train.checkpointing.peers import ALONE, CheckpointError, Peers, first_failure, lost_peer
 from retro.train.checkpointing.staging import StagedTensor, Staging, is_spread, view
 from retro.train.checkpointing.storage import SavePlans, TensorSetWriter
@@ -33,8 +34,6 @@ from retro.train.state import TrainState
 T = TypeVar("T")
 
 STAGE, STAGE_VERSION = "train", 1
-RNG_NAME, STATE_NAME = "rng.safetensors", "state.json"
-MODEL, OPTIMIZER = "model", "optimizer"
 STEMS = (MODEL, OPTIMIZER)
 
 

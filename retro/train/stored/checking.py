@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from retro.artifacts.fingerprint import sha256_file
 from retro.artifacts.manifest import Manifest
-
-_BLOCK = 8 << 20
 
 
 def find_problems(
@@ -26,16 +24,7 @@ def find_problems(
         elif file.stat().st_size != size:
             problems.append(f"{file}: expected {size} bytes, found {file.stat().st_size}")
         elif verify:
-            found = _sha256(file, advance)
+            found = sha256_file(file, advance)
             if found != entry["sha256"]:
                 problems.append(f"{file}: expected sha256 {str(entry['sha256'])[:16]}, found {found[:16]}")
     return problems
-
-
-def _sha256(path: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retro.artifacts.byte_progress import ByteProgress
-from retro.artifacts.checkpoint_folders import MODEL, OPTIMIZER, find_checkpoint
+from retro.artifacts.checkpoint_folders import CHECKPOINT_KIND, MODEL, OPTIMIZER, find_checkpoint
 from retro.artifacts.manifest import Manifest, describe_file, open_manifest, write_manifest
 from retro.artifacts.new_folder import new_folder
 from retro.config.errors import ArtifactCorruptError, ArtifactMissingError, ConfigError
@@ -16,7 +16,6 @@ from retro.model.tensor_bytes import kinds_of, metadata_of, write_file
 from retro.model.tensor_files import TensorFiles, open_tensor_files, write_index
 from retro.train.stored.checking import find_problems
 
-_KIND = "checkpoint"
 Sizes = tuple[int, ...]
 
 
@@ -28,7 +27,7 @@ def convert_checkpoint(path: str | Path, output: str | Path, files: int, progres
     unfinished, damaged) and ConfigError (`output` exists or cannot be written).
     """
     folder = find_finished(path)
-    manifest = open_manifest(folder, _KIND)
+    manifest = open_manifest(folder, CHECKPOINT_KIND)
     total = sum(int(entry["bytes"]) for entry in manifest.all_files())
     bar = ByteProgress(f"checking {folder.name}", total, progress)
     problems = find_problems(folder, manifest, True, bar.advance)

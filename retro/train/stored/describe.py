@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retro.artifacts.checkpoint_folders import MODEL, OPTIMIZER, checkpoint_step, has_tensors, is_saved_model
+from retro.artifacts.checkpoint_folders import (
+    CHECKPOINT_KIND,
+    MODEL,
+    OPTIMIZER,
+    RNG_NAME,
+    STATE_NAME,
+    checkpoint_step,
+    has_tensors,
+    is_saved_model,
+)
 from retro.artifacts.manifest import Manifest, read_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError
 from retro.model.tensor_bytes import content_sha256
@@ -18,7 +27,7 @@ from retro.model.weights import check_weights, read_model_config
 from retro.train.plan.parameters import count_parts, list_parameters
 from retro.train.stored.checking import find_problems
 
-_RNG, _STATE, _CONFIG = "rng.safetensors", "state.json", "config.json"
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def describe_checkpoint(
             f"{folder}: expected a run or one of its checkpoints, found a model by itself; its config.json says what "
             "it is"
         )
-    manifest = read_manifest(folder, "checkpoint")
+    manifest = read_manifest(folder, CHECKPOINT_KIND)
     out = Description(
         folder=folder,
         step=_step(folder, manifest),
@@ -105,21 +114,24 @@ def _step(folder: Path, manifest: Manifest) -> int | None:
 
 
 def _read_state(out: Description, manifest: Manifest) -> None:
-    stored = _read_object(out.folder / _STATE)
+    stored = _read_object(out.folder / STATE_NAME)
     state, callbacks = stored.get("state"), stored.get("callbacks")
     if not isinstance(state, dict) or not isinstance(callbacks, dict):
-        raise ArtifactCorruptError(f"{out.folder / _STATE}: expected the entries state and callbacks; {_REMEDY}")
+        raise ArtifactCorruptError(f"{out.folder / STATE_NAME}: expected the entries state and callbacks; {_REMEDY}")
     out.state, out.callbacks = state, callbacks
     if state.get("step") != out.step:
         raise ArtifactCorruptError(
-            f"{out.folder / _STATE}: expected step {out.step} as in the manifest, found {state.get('step')}; {_REMEDY}"
+            f"{out.folder / STATE_NAME}: expected step {out.step} as in the manifest, found {state.get('step')}; "
+            f"{_REMEDY}"
         )
 
 
 def _read_generators(out: Description, manifest: Manifest) -> None:
-    header = read_header(out.folder / _RNG)
+    header = read_header(out.folder / RNG_NAME)
     if "cpu" not in header or len(header["cpu"].shape) != 2:
-        raise ArtifactCorruptError(f"{out.folder / _RNG}: expected generator states 'cpu', [processes, n]; {_REMEDY}")
+        raise ArtifactCorruptError(
+            f"{out.folder / RNG_NAME}: expected generator states 'cpu', [processes, n]; {_REMEDY}"
+        )
     out.data_processes = header["cpu"].shape[0]
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retro.artifacts.checkpoint_folders import CHECKPOINTS, checkpoint_step, list_checkpoints
+from retro.artifacts.checkpoint_folders import BEST, CHECKPOINTS, checkpoint_step, list_checkpoints
 from retro.artifacts.manifest import MANIFEST_NAME
 from retro.config.errors import ArtifactError
 from retro.train.stored.describe import Description, describe_checkpoint
-
-_BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def describe_run(run: Path, verify: bool = False, advance: Callable[[int], None]
     rows = [_row(path, step, verify, advance) for step, path in sorted((s, p) for s, p in found if s is not None)]
     finished = list_checkpoints(folder)
     newest = finished[-1][1].name if finished else None
-    link, best, problems = folder / _BEST, None, []
+    link, best, problems = folder / BEST, None, []
     if link.is_symlink():
         best = Path(os.readlink(link)).name
         if best not in {path.name for _, path in finished}:
