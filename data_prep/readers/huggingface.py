@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 from data_prep.readers.base import CORRUPT_FILE, EMPTY_FILE, RawRecord, Reader, Reject, record_fields
 from data_prep.readers.files import find_files
 from data_prep.readers.hashing import CorpusFile, FileGuard, FileHasher, corpus_identity
-from retro.config.errors import ArtifactError, ArtifactMissingError, RetroError
+from data_prep.readers.hub_data import is_local, open_data_set, resolve_commit
+from retro.config.errors import ArtifactError, RetroError
 from retro.config.prep import HuggingFaceConfig
-
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
-_SHARD_ROWS, _MOST_SHARDS = 20_000, 256
 
 
 class HuggingFaceReader(Reader):
@@ -33,7 +29,7 @@ class HuggingFaceReader(Reader):
     @property
     def local(self) -> bool:
         """Whether the data set is a folder on this machine."""
-        return Path(self.config.path).is_dir()
+        return is_local(self.config.path)
 
     @cached_property
     def revision(self) -> str | None:
@@ -43,20 +39,7 @@ class HuggingFaceReader(Reader):
         """
         if self.local:
             return None
-        if self.config.revision is not None and _COMMIT.match(self.config.revision):
-            return self.config.revision
-        from huggingface_hub import HfApi
-
-        try:
-            commit = HfApi().dataset_info(self.config.path, revision=self.config.revision).sha
-        except Exception as error:  # the hub client raises many kinds, network libraries more
-            raise ArtifactMissingError(
-                f"huggingface.path {self.config.path!r}: neither a local folder nor found on the hub "
-                f"({_one_line(error)}); correct the path, or give a commit as revision to work from the local cache"
-            ) from None
-        if not commit:
-            raise ArtifactError(f"huggingface.path {self.config.path!r}: the hub names no commit; give a revision")
-        return str(commit)
+        return resolve_commit(self.config.path, self.config.revision, "huggingface.path")
 
     def identity(self) -> dict[str, Any]:
         config = self.config
@@ -123,26 +106,5 @@ class HuggingFaceReader(Reader):
 
     def _dataset(self) -> Any:
         """The streamed split. Raises ArtifactError with the library's own words where it cannot be opened."""
-        import datasets
-
         config = self.config
-        try:
-            if self.local and any((Path(config.path) / name).is_file() for name in _SAVED):
-                saved = datasets.load_from_disk(config.path)
-                if isinstance(saved, datasets.DatasetDict):
-                    saved = saved[config.split]
-                # A fixed rule, because ids contain the shard.
-                return saved.to_iterable_dataset(num_shards=min(_MOST_SHARDS, 1 + len(saved) // _SHARD_ROWS))
-            return datasets.load_dataset(
-                config.path, config.name, split=config.split, revision=self.revision, streaming=True
-            )
-        except Exception as error:
-            raise ArtifactError(
-                f"huggingface.path {config.path!r} (name {config.name!r}, split {config.split!r}): "
-                f"cannot be opened: {_one_line(error)}"
-            ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+        return open_data_set(config.path, config.name, config.split, self.revision, "huggingface.path")
