@@ -1,6 +1,6 @@
 """Scores of question answering over response rows: per mode, per kind of question, and what needs no model at all.
 
-A row is one line of a docs_qa task's responses.jsonl (retro/eval/tasks/docs_qa.py): one question in one mode.
+A row is one line of a question task's responses.jsonl (retro/eval/tasks/docs_qa.py, qa.py): one question in one mode.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from retro.data.questions import Question
 from retro.eval.metrics.bits_per_byte import Row
 from retro.eval.metrics.exact_match import exact_match, f1, normalise_literal
 
+METRICS = ("exact_match", "f1")
 RECALL_AT = (1, 2, 5, 10, 20)
 
 
@@ -26,29 +27,28 @@ def score_answer(prediction: str | None, answers: Sequence[str]) -> dict[str, fl
     }
 
 
-def mean_scores(rows: Iterable[Row]) -> dict[str, Any]:
-    """Mean exact match and F1 (0..1) over the rows that have an answer; n counts them, missing the others."""
+def mean_scores(rows: Iterable[Row], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
+    """Mean of each metric (0..1) over the rows that have an answer; n counts them, missing the others (all metrics of
+    a row are None there)."""
     rows = list(rows)
-    answered = [row for row in rows if row["exact_match"] is not None]
+    answered = [row for row in rows if row[metrics[0]] is not None]
     n = len(answered)
-    return {
-        "exact_match": sum(row["exact_match"] for row in answered) / n if n else None,
-        "f1": sum(row["f1"] for row in answered) / n if n else None,
-        "n": n,
-        "missing": len(rows) - n,
-    }
+    means = {name: sum(row[name] for row in answered) / n if n else None for name in metrics}
+    return {**means, "n": n, "missing": len(rows) - n}
 
 
-def scores_by(rows: Iterable[Row], field: str) -> dict[str, dict[str, Any]]:
+def scores_by(rows: Iterable[Row], field: str, metrics: Sequence[str] = METRICS) -> dict[str, dict[str, Any]]:
     """`mean_scores` of each value of a field, by value."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[str(row[field])].append(row)
-    return {value: mean_scores(groups[value]) for value in sorted(groups)}
+    return {value: mean_scores(groups[value], metrics) for value in sorted(groups)}
 
 
-def retrieval_recall(rows: Sequence[Row], at: Sequence[int] = RECALL_AT) -> dict[str, Any]:
-    """How often retrieval brought the evidence, over the rows' `document_rank` and `evidence_rank`.
+def retrieval_recall(
+    rows: Sequence[Row], at: Sequence[int] = RECALL_AT, names: Sequence[str] = ("document", "evidence")
+) -> dict[str, Any]:
+    """How often retrieval brought the evidence, over the rows' ranks `NAME_rank`.
 
     Ranks count from 0, None = not among the `num_retrieved` neighbors. "document": the document asked about is among
     the first k; "evidence": the very line that holds the answer stands in the text of one of the first k. Only k up to
@@ -56,7 +56,7 @@ def retrieval_recall(rows: Sequence[Row], at: Sequence[int] = RECALL_AT) -> dict
     """
     most = max((row["num_retrieved"] for row in rows), default=0)
     result: dict[str, Any] = {"n": len(rows), "num_retrieved": most}
-    for name in ("document", "evidence"):
+    for name in names:
         ranks = [row[f"{name}_rank"] for row in rows]
         result[name] = {
             str(k): sum(rank is not None and rank < k for rank in ranks) / len(ranks) for k in at if ranks and k <= most

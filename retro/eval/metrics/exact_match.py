@@ -1,16 +1,19 @@
 """Exact match and F1 of short answers, always the best over all accepted answers.
 
-Two normalisations. `normalise_answer` is SQuAD's (Rajpurkar et al. 2016; the papers' question answering): lower case,
-no punctuation, no articles. It is wrong for code, where it makes -1 and 1 the same answer; `normalise_literal` keeps
-what has a meaning there and drops only quotes, back-ticks and white space.
+Normalisations. `normalise_answer` is SQuAD's (Rajpurkar et al. 2016; the papers' question answering): lower case,
+no punctuation, no articles. `normalise_nq` is that after Unicode decomposition (NQ-open; Lee et al. 2019). Both are
+wrong for code, where they make -1 and 1 the same answer; `normalise_literal` keeps what has a meaning there and drops
+only quotes, back-ticks and white space.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -20,9 +23,17 @@ _LITERAL_TOKENS = re.compile(r"\d+\.\d+(?:[eE][+-]?\d+)?|\w+|[^\w\s]")
 Normalise = Callable[[str], str]
 
 
+# The same accepted answers are compared with every arm's prediction.
+@lru_cache(maxsize=1 << 17)
 def normalise_answer(text: str) -> str:
     """SQuAD's: lower case, then without punctuation, then without articles, then with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def normalise_nq(text: str) -> str:
+    """NQ-open's and EfficientQA's: SQuAD's of the text in Unicode form NFD, so that an accent written as one character
+    equals the same accent written as two."""
+    return normalise_answer(unicodedata.normalize("NFD", text))
 
 
 def normalise_literal(text: str) -> str:
