@@ -46,6 +46,7 @@ extras = {
     "tensorboard": ["tensorboard>=2.16"],
     "ray": ["ray>=2.50"],  # prep on a cluster: executor.type: ray
     "transformers": ["transformers>=4.45", "tokenizers>=0.20"],
+    "harness": ["lm-eval>=0.4.13,<0.5"],  # lm-evaluation-harness: retro harness
     "serve": ["fastapi>=0.115", "uvicorn>=0.30,<1", "prometheus-client>=0.20"],
     "dev": [
         "httpx>=0.27",
