@@ -16,7 +16,8 @@ CONFIG = SpanQuestionsConfig("release.json", "out.jsonl", per_document=50, min_w
 GAPS = {"name": "what", "year": "what year", "number": "how many"}
 TEXTS = {
     "palau": "In 1899 the islands were sold by Spain to Germany for 25,000,000 pesetas after a war of the United "
-    "States. They had been visited by the explorer Ruy Lopez de Villalobos in 1543.\n\nToday about 21,000 people live there.",
+    "States. They had been visited by the explorer Ruy Lopez de Villalobos in 1543.\n\nToday about 21,000 people live "
+    "there.",
     "cassatt": "Mary Cassatt was a distant cousin of the artist Robert Henri. She lived in Paris for most of her life.",
     "plain": "there is nothing here that anyone could ask for, not in this text and not after it either. Nor here, no.",
 }
