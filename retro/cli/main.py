@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prep": ("retro.cli.prep", "prepare a chunked neighbor database: run | status | explain | verify | show"),
     "train": ("retro.cli.train", "train RETRO, or GPT with the same code and retrieval absent"),
     "eval": ("retro.cli.eval", "evaluate a checkpoint: perplexity and its controls, question answering"),
+    "qa": ("retro.cli.qa", "question answering: tasks, questions with their evidence, when retrieval is worth it"),
     "generate": (
         "retro.cli.generate",
         "continue a prompt, retrieving at every chunk, and say where evidence came from",

@@ -1,0 +1,26 @@
+"""`retro qa VERB ...`: question answering, from tasks to the question when retrieval is worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from retro.cli.verbs import run_verb
+
+VERBS: dict[str, tuple[str, str]] = {
+    "spans": ("retro.cli.qa_verbs.spans", "questions out of a release's own text, to learn to copy from"),
+    "adaptive": (
+        "retro.cli.qa_verbs.adaptive",
+        "when retrieval is worth it: thresholds of popularity and confidence, tested on held-out questions",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code; errors are RetroError."""
+    return run_verb("retro qa", "Question answering.", VERBS, argv)
+
+
+if __name__ == "__main__":
+    from retro.cli.main import run_command
+
+    raise SystemExit(run_command(main))
