@@ -1,7 +1,7 @@
 """Questions as they are kept: one line of JSON each, with the passages that came with them, if any.
 
-Artifact kind "qa_questions" (no inputs, or the questions of a release): `questions-<split>.jsonl` in a seeded order, the
-task in `task.json`. docs/formats.md has the fields.
+Artifact kind "qa_questions" (no inputs, or the questions of a release): `questions-<split>.jsonl` in a seeded order,
+the task in `task.json`. docs/formats.md has the fields.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ TASK_FILE = "task.json"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceQuestion:
-    """A question as its source has it. passages: those that the source brings along (DPR, FiD), in its order, else ()."""
+    """A question as its source has it.
+
+    passages: those that the source brings along (files of DPR and FiD), in its order, else ().
+    """
 
     question: QaQuestion
     passages: tuple[Passage, ...] = ()

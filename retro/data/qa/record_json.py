@@ -21,8 +21,8 @@ def question_record(question: QaQuestion) -> dict[str, Any]:
 def parse_question(record: dict[str, Any]) -> QaQuestion:
     """The question that `question_record` wrote. Raises ValueError, TypeError or KeyError for anything else."""
     question = QaQuestion(
-        **{name: _text(record[name]) for name in _TEXTS},
-        **{name: tuple(map(_text, record[name])) for name in _LISTS},
+        **{name: _text(record[name]) for name in _TEXTS},  # type: ignore[arg-type]
+        **{name: tuple(map(_text, record[name])) for name in _LISTS},  # type: ignore[arg-type]
         **{name: None if record[name] is None else _number(record[name]) for name in _NUMBERS},  # type: ignore[arg-type]
     )
     if not question.answers:
