@@ -25,6 +25,7 @@ from data_prep.train_index import TrainIndexStage
 from data_prep.train_tokenizer import TokenizerStage
 from data_prep.update.add import add_steps, write_added_release
 from retro.artifacts.atomic import remove_dead_temporaries
+from retro.artifacts.manifest import open_manifest
 from retro.artifacts.release import Split, write_release
 from retro.config.errors import ConfigError, RetroError
 from retro.config.prep_index import Bm25Config, IndexConfig
@@ -155,6 +156,8 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
                 if isinstance(stage, IngestStage) and (change := stage.corpus_change(root)) is not None:
                     sys.stderr.write(change + "\n")
                 done[step.name] = run_stage(stage, root, executor, progress)
+                if isinstance(stage, IngestStage) and (unused := _unused_documents(config, done[step.name])):
+                    sys.stderr.write(unused + "\n")
     finally:
         disconnect()
     try:
@@ -164,6 +167,18 @@ def run(config: PrepConfig, progress: bool = True, rank: int = 0, world: int = 1
             f"{root / 'release.json'}: cannot be written ({error.strerror or error}); free the cause and run the "
             "command again; all stages are finished"
         ) from None
+
+
+def _unused_documents(config: PrepConfig, ingested: Path) -> str | None:
+    """A line about documents that were meant for the database alone and are not in it."""
+    count = open_manifest(ingested).stats["splits"].get("database_only", 0)
+    if not count or "database_only" in config.database_splits:
+        return None
+    return (
+        f"note: {count:,} documents of the split database_only will not be retrieved, the database is made of "
+        f"{', '.join(config.database_splits)}; to have them in it set database_splits="
+        f"[{','.join([*config.database_splits, 'database_only'])}]"
+    )
 
 
 def release(config: PrepConfig, done: dict[str, Path]) -> Path:
