@@ -35,6 +35,8 @@ _BASES = {
     "retro++": (True, True),
 }
 _MODIFIERS = ("oracle", "random", "gate_0")
+#: Begin of an arm of an evaluation that asks each question as the rule of a policy.json says.
+ADAPTIVE = "adaptive:"
 
 
 def parse_arm(text: str) -> Arm:
@@ -80,7 +82,8 @@ class QaLayoutConfig:
 class QaEvalConfig:
     """Section `qa` of an evaluation (task: qa).
 
-    questions: folder of prepared questions (`retro qa prepare`); split; arms: see parse_arm; shots: examples in the
+    questions: folder of prepared questions (`retro qa prepare`); split; arms: see parse_arm, and adaptive:FILE, which
+    asks each question in one of two arms as the policy.json of `retro qa adaptive` says; shots: examples in the
     prompt, out of the training split, drawn by shot_seed (for questions with a relation one of each other relation,
     Mallen et al. 2023); max_questions: the first so many of a seeded order, None = all; latency_questions: so many are
     also asked one at a time, for the latency of each arm.
@@ -100,7 +103,10 @@ class QaEvalConfig:
         require(len(self.arms) > 0, "qa.arms: expected at least one, such as [closed_book, retro]")
         require(len(set(self.arms)) == len(self.arms), f"qa.arms: expected each once, found {list(self.arms)}")
         for arm in self.arms:
-            parse_arm(arm)
+            if arm.startswith(ADAPTIVE):
+                require(arm != ADAPTIVE, f"qa.arms: expected the path of a policy.json after {ADAPTIVE}, found none")
+            else:
+                parse_arm(arm)
         require_at_least(self, 0, "shots", "shot_seed", "latency_questions")
         require_at_least(self, 1, "max_questions")
 
@@ -109,12 +115,18 @@ class QaEvalConfig:
 class QaTrainConfig:
     """Section `qa` of a training run (dataset: qa): fine-tuning on prepared questions.
 
-    questions: folder of prepared questions; arm: what the model is given (closed_book, rag, retro, retro++).
+    questions: folder of prepared questions; arm: what the model is given (closed_book, rag, retro, retro++); split: of
+    the training questions; validation_split: of those that validations and early stopping use; sort_batches: the
+    questions of so many steps are sorted by length before they are cut into batches, so that there is less padding (1 =
+    not; the order stays a function of the seed).
     """
 
     questions: str = ""
     arm: str = "closed_book"
     layout: QaLayoutConfig = dataclasses.field(default_factory=QaLayoutConfig)
+    split: str = "train"
+    validation_split: str = "dev"
+    sort_batches: int = 16
 
     def __post_init__(self) -> None:
         require(self.questions != "", "qa.questions: expected a folder that `retro qa prepare` made, found none")
@@ -122,4 +134,17 @@ class QaTrainConfig:
         require(
             arm.evidence == "retrieved" and arm.gate,
             f"qa.arm: expected closed_book, rag, retro or retro++, found {self.arm!r}",
+        )
+        require_at_least(self, 1, "sort_batches")
+        require(
+            self.split != self.validation_split,
+            f"qa.validation_split: expected another split than the one that is trained on, found {self.split!r}",
+        )
+
+    def check_gpt(self) -> None:
+        """Raises ConfigError for an arm that a plain GPT cannot read."""
+        require(
+            not parse_arm(self.arm).in_encoder,
+            f"qa.arm: {self.arm!r} puts passages into the encoder, and a plain GPT has none; use closed_book or rag, or "
+            "start from a RETRO",
         )
