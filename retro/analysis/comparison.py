@@ -10,6 +10,8 @@ from typing import Any
 from retro.analysis.bootstrap import DRAWS
 from retro.analysis.curves import TrainingComparison, TrainingSummary, compare_training, summarise
 from retro.analysis.perplexity import PerplexityComparison, compare_perplexity
+from retro.analysis.qa import QaComparison, compare_qa
+from retro.analysis.qa_records import TASK as QA
 from retro.analysis.questions import QuestionComparison, compare_questions
 from retro.analysis.runs import Evaluation, Run
 from retro.analysis.series import main_mode, reference_run, run_titles
@@ -17,6 +19,8 @@ from retro.config.errors import ArtifactMismatchError, ConfigError
 
 PERPLEXITY_COMMAND = "retro eval configs/eval/perplexity.yaml checkpoint={path}"
 QUESTIONS_COMMAND = "retro eval configs/eval/docs_qa.yaml checkpoint={path}"
+QA_COMMAND = "retro eval configs/eval/qa.yaml checkpoint={path}"
+_COMMANDS = {"perplexity": PERPLEXITY_COMMAND, QA: QA_COMMAND}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Comparison:
     notes: tuple[str, ...]
     draws: int
     seed: int
+    qa: tuple[QaComparison, ...] = ()
 
     @property
     def main_perplexity(self) -> PerplexityComparison | None:
@@ -57,8 +62,11 @@ class Comparison:
         return next(run for run in self.runs if run.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able, finite numbers only (anything else is null)."""
-        return _finite(dataclasses.asdict(self))
+        """JSON-able, finite numbers only (anything else is null); `qa` only where there are such evaluations."""
+        content = _finite(dataclasses.asdict(self))
+        if not self.qa:
+            del content["qa"]
+        return content
 
 
 def compare_runs(runs: Sequence[Run], draws: int = DRAWS, seed: int = 0) -> Comparison:
@@ -78,7 +86,7 @@ def compare_runs(runs: Sequence[Run], draws: int = DRAWS, seed: int = 0) -> Comp
     names = sorted({(e.task, name) for run in runs for name, e in run.evaluations.items()})
     _check_versions(runs)
     perplexity = [compare_perplexity(runs, name, draws, seed) for task, name in names if task == "perplexity"]
-    questions = [compare_questions(runs, name, draws, seed) for task, name in names if task != "perplexity"]
+    questions = [compare_questions(runs, name, draws, seed) for task, name in names if task not in ("perplexity", QA)]
     titles = run_titles(runs)
     return Comparison(
         runs=tuple(_summary(run, titles[run.name]) for run in runs),
@@ -90,6 +98,7 @@ def compare_runs(runs: Sequence[Run], draws: int = DRAWS, seed: int = 0) -> Comp
         notes=tuple(_notes(runs)),
         draws=draws,
         seed=seed,
+        qa=tuple(compare_qa(runs, draws, seed)),
     )
 
 
@@ -140,6 +149,8 @@ def _check_versions(runs: Sequence[Run]) -> None:
     seen: dict[str, tuple[Run, Any]] = {}
     for run in runs:
         for name, evaluation in run.evaluations.items():
+            if evaluation.task == QA:  # grouped by what they are of, not by name
+                continue
             identity = (evaluation.task, *(evaluation.results.get(key) for key in ("version", "split", "precision")))
             first, expected = seen.setdefault(name, (run, identity))
             if identity != expected:
@@ -198,21 +209,23 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
         elif not len(run.metrics.validation["step"]):
             yield f"{run.name} was never validated in training: set validate_every in its configuration."
         tasks = {evaluation.task for evaluation in run.evaluations.values()}
-        if "perplexity" not in tasks:
+        if not tasks & {"perplexity", QA}:
             yield f"{run.name} has no perplexity evaluation. To fill the gap: {_command(PERPLEXITY_COMMAND, run)}"
         if not tasks - {"perplexity"}:
             yield f"{run.name} has no question answering. To fill the gap: {_command(QUESTIONS_COMMAND, run)}"
         for name, evaluation in run.evaluations.items():
             if not evaluation.responses:
-                command = PERPLEXITY_COMMAND if evaluation.task == "perplexity" else QUESTIONS_COMMAND
+                command = _COMMANDS.get(evaluation.task, QUESTIONS_COMMAND)
                 yield f"{run.name}: eval/{name} has no responses.jsonl. To fill the gap: {_command(command, run)}"
+            elif evaluation.task == QA and not evaluation.scores:
+                yield f"{run.name}: eval/{name} has no scores.jsonl. To make it: retro eval rescore {evaluation.path}"
             elif evaluation.task == "perplexity" and run.model == "retro" and not evaluation.samples:
                 yield (
                     f"{run.name}: eval/{name} has no samples.json, so the reader is missing. "
                     f"To fill the gap: {_command(PERPLEXITY_COMMAND, run)}"
                 )
             yield from _earlier_checkpoint(run, evaluation)
-    if len(runs) == 1:
+    if len(runs) == 1 and not any(e.task == QA for e in runs[0].evaluations.values()):
         yield "One run only: name a second one to compare with, as in retro report runs/A runs/B."
     steps = {
         run.name: int(run.metrics.train["step"][-1]) for run in runs if run.metrics and len(run.metrics.train["step"])

@@ -12,6 +12,9 @@ from retro.analysis.cells import Table, percent
 from retro.analysis.charts import bucket_chart, leakage_charts, position_charts, training_charts
 from retro.analysis.comparison import Comparison, text_fingerprints
 from retro.analysis.perplexity import PerplexityComparison
+from retro.analysis.qa_charts import qa_charts
+from retro.analysis.qa_tables import qa_tables
+from retro.analysis.qa_wording import task_words
 from retro.analysis.reader import clean, read_samples, render_reader, safe
 from retro.analysis.runs import Run
 from retro.analysis.series import role_of
@@ -55,6 +58,7 @@ class _Page:
         every = [item for p in comparison.perplexity for item in p.series]
         every += [item for q in comparison.questions for item in q.series]
         self.roles = {item.key: item.role for item in every}
+        self.roles |= {item.key: item.role for q in comparison.qa for item in q.series}
 
     def sections(self) -> list[tuple[str, str, str] | None]:
         comparison = self.comparison
@@ -70,6 +74,7 @@ class _Page:
                 "training only, on the machine it ran on; validation and checkpoints are excluded.</p>"
             )
         return [
+            *self.questions(),
             ("evaluations", "Evaluations", "".join(tables)) if tables else None,
             ("training", "Training", training),
             self.leakage(main) if main is not None else None,
@@ -113,6 +118,16 @@ class _Page:
             return ""
         items = "".join(f"<li>{_commands(note)}</li>" for note in self.comparison.notes)
         return f'<aside class="notes"><h2>Missing or left out</h2><ul>{items}</ul></aside>'
+
+    def questions(self) -> list[tuple[str, str, str]]:
+        """A section for each task that was answered in arms."""
+        sections = []
+        for number, result in enumerate(self.comparison.qa, start=1):
+            first, *others = qa_tables(result)
+            html = self.table(first) + self.charts_html(qa_charts(result))
+            html += "".join(self.table(table) for table in others)
+            sections.append((f"qa-{number}", f"Question answering: {task_words(result)}", html))
+        return sections
 
     def leakage(self, result: PerplexityComparison) -> tuple[str, str, str] | None:
         charts = leakage_charts(result)

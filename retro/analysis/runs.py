@@ -39,13 +39,15 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One `eval/<name>` folder: results.json, responses.jsonl line by line, and samples.json (empty if absent)."""
+    """One `eval/<name>` folder: results.json; responses.jsonl and (task qa) scores.jsonl line by line, and samples.json
+    (each empty if absent)."""
 
     name: str
     path: Path
     results: dict[str, Any]
     responses: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    scores: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def task(self) -> str:
@@ -193,14 +195,18 @@ def _figure(row: dict[str, Any], name: str, path: Path, number: int) -> float:
 
 def _load_evaluation(folder: Path) -> Evaluation:
     results = _read_object(folder / "results.json")
-    if not isinstance(results.get("modes"), dict):
-        raise ArtifactCorruptError(f"{folder / 'results.json'}: expected an object 'modes', found {sorted(results)}")
+    columns = "arms" if results.get("task") == "qa" else "modes"
+    if not isinstance(results.get(columns), dict):
+        found = sorted(results)
+        raise ArtifactCorruptError(f"{folder / 'results.json'}: expected an object {columns!r}, found {found}")
     responses_path, samples_path = folder / "responses.jsonl", folder / "samples.json"
     responses = list(_read_lines(responses_path)) if responses_path.is_file() else []
+    scores_path = folder / "scores.jsonl"
+    scores = list(_read_lines(scores_path)) if scores_path.is_file() else []
     samples: Any = _parse_json(samples_path) if samples_path.is_file() else []
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise ArtifactCorruptError(f"{samples_path}: expected a list of objects; run `retro eval` again")
-    return Evaluation(folder.name, folder, results, responses, samples)
+    return Evaluation(folder.name, folder, results, responses, samples, scores)
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from retro.analysis.bootstrap import Estimate
 from retro.analysis.cells import Row, Table, figure, left_out, negated, percentage, scaled
 from retro.analysis.comparison import Comparison
 from retro.analysis.perplexity import PerplexityComparison
+from retro.analysis.qa_tables import all_qa_tables
 from retro.analysis.questions import QuestionComparison
 from retro.analysis.wording import duration, headline, supporting_sentences
 
@@ -179,6 +180,7 @@ def all_tables(comparison: Comparison) -> list[Table]:
         extra = [controls_table(result), bucket_table(result)]
         tables += [perplexity_table(result), *(t for t in extra if t is not None)]
     tables += [question_table(result) for result in comparison.questions]
+    tables += all_qa_tables(comparison.qa)
     return [*tables, training_table(comparison)]
 
 

@@ -7,6 +7,7 @@ from retro.analysis.cells import percent
 from retro.analysis.comparison import Comparison
 from retro.analysis.curves import Moment, TrainingComparison
 from retro.analysis.perplexity import Contrast, PerplexityComparison
+from retro.analysis.qa_wording import qa_headline, qa_sentences
 
 
 def relative_with_interval(estimate: Estimate) -> str:
@@ -38,6 +39,8 @@ def verdict(relative: Estimate, candidate: str, reference: str) -> str:
 def headline(comparison: Comparison) -> str:
     """The one sentence at the top."""
     result = comparison.main_perplexity
+    if result is None and comparison.qa:
+        return qa_headline(comparison.qa[0])
     if result is None:
         return _headline_from_training(comparison)
     contrast = main_contrast(comparison)
@@ -118,6 +121,10 @@ def supporting_sentences(comparison: Comparison) -> list[str]:
         off = result.contrast(f"{run}/on", f"{run}/off")
         if off is not None and len(result.main) > 1 and off.relative.value is not None:
             sentences.append(f"The same weights with retrieval on against off: {relative_with_interval(off.relative)}.")
+    for place, answered in enumerate(comparison.qa):
+        if result is not None or place:  # else it is the headline
+            sentences.append(qa_headline(answered))
+        sentences.extend(qa_sentences(answered))
     titles = {run.name: run.title for run in comparison.runs}
     for item in comparison.training:
         sentences.extend(training_sentences(item, titles, comparison))
