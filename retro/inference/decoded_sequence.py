@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 from torch import Tensor
 
+from retro.inference.given_neighbors import Neighbors
 from retro.inference.language_model import ChunkEvidence, Generated
+from retro.inference.prediction import Prediction
 from retro.inference.requests import EngineRequest, Update
 from retro.inference.sampling import Sampler, TokenLogprob, probability_and_entropy, token_logprob
 from retro.inference.stopping import TextStream
@@ -16,10 +18,10 @@ from retro.retrieval.policy import Moment
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
-    """Neighbors int64 [K] (-1 = none) of the chunk whose last token is at position `end` of the whole sequence."""
+    """Neighbors of the chunk whose last token is at position `end` of the whole sequence."""
 
     end: int
-    neighbors: np.ndarray
+    neighbors: Neighbors
 
 
 class DecodedSequence:
@@ -43,10 +45,20 @@ class DecodedSequence:
         self._new_evidence: list[ChunkEvidence] = []
         self._sampler, self._text = sampler, text
         self._last_logits: Tensor | None = None
+        self._token_logprobs: list[float] = []
+        #: Share of the time that decoding took so far.
+        self.seconds = 0.0
 
     @property
     def new_tokens(self) -> list[int]:
         return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the most probable tokens are all that it draws and tells."""
+        sampling = self.request.sampling
+        greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1.0
+        return greedy and self.request.logprobs is None
 
     @property
     def is_full(self) -> bool:
@@ -61,7 +73,17 @@ class DecodedSequence:
     def retrieves_prompt(self) -> bool:
         """Whether the prompt's chunks retrieve."""
         policy = self.request.policy
-        return policy is not None and policy.prompt and self.request.evidence is None
+        return policy is not None and policy.prompt and not self.brings_neighbors
+
+    @property
+    def brings_neighbors(self) -> bool:
+        """Whether the request says what serves (which may be nothing), so that nothing is retrieved."""
+        return self.request.evidence is not None or self.request.neighbors is not None
+
+    @property
+    def renews_neighbors(self) -> bool:
+        """Whether the neighbors that the request brought have served their M tokens and are to go on serving."""
+        return bool(self.request.neighbors) and len(self.tokens) - 1 - self.retrievals[-1].end >= self.chunk_length
 
     def prompt_ends(self) -> list[int]:
         """Positions of the last tokens of the prompt's chunks in the window, counted from the last token back."""
@@ -72,7 +94,7 @@ class DecodedSequence:
         """Tokens int64 [<= M] of the chunk that ends at `end`."""
         return np.array(self.tokens[max(self.dropped, end + 1 - self.chunk_length) : end + 1], dtype=np.int64)
 
-    def add_retrieval(self, end: int, neighbors: np.ndarray, evidence: ChunkEvidence | None) -> None:
+    def add_retrieval(self, end: int, neighbors: Neighbors, evidence: ChunkEvidence | None) -> None:
         """Neighbors that serve from position `end` on; evidence None = they were given, not retrieved."""
         self.retrievals.append(Retrieval(end, neighbors))
         if evidence is not None:
@@ -82,7 +104,7 @@ class DecodedSequence:
     def wants_retrieval(self) -> bool:
         """Whether the policy asks for a retrieval with the last tokens."""
         policy = self.request.policy
-        if policy is None or self.request.evidence is not None or not self.new_tokens:
+        if policy is None or self.brings_neighbors or not self.new_tokens:
             return False
         end = len(self.tokens) - 1
         since = end - self.retrievals[-1].end if self.retrievals else None
@@ -97,10 +119,11 @@ class DecodedSequence:
         )
         return policy.wants(moment)
 
-    def accept(self, logits: Tensor, eos: int) -> Update:
-        """Draw the next token from logits float32 [V]."""
-        request = self.request
-        token = self._sampler.draw(logits)
+    def accept(self, prediction: Prediction, eos: int) -> Update:
+        """Draw the next token."""
+        request, logits = self.request, prediction.logits
+        token = self._sampler.draw(logits, prediction.best)
+        self._token_logprobs.append(prediction.logprob(token))
         evidence, self._new_evidence = tuple(self._new_evidence), []
         if token == eos:
             return self._finish("end", (), "", (), evidence)
@@ -127,5 +150,13 @@ class DecodedSequence:
         evidence: tuple[ChunkEvidence, ...],
     ) -> Update:
         text += self._text.finish()
-        result = Generated(self.request.prompt, tuple(self.new_tokens), self._text.text, stop, tuple(self.evidence))
+        result = Generated(
+            self.request.prompt,
+            tuple(self.new_tokens),
+            self._text.text,
+            stop,
+            tuple(self.evidence),
+            tuple(self._token_logprobs),
+            self.seconds,
+        )
         return Update(self.ticket, tokens, text, logprobs, evidence, result)

@@ -9,6 +9,7 @@ prompt. Each retrieval uses the last M tokens.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -20,8 +21,10 @@ from torch import Tensor
 from retro.config.errors import ConfigError
 from retro.inference.decoded_sequence import DecodedSequence
 from retro.inference.evidence import describe_neighbors
+from retro.inference.given_neighbors import Neighbors, check_neighbors, lay_out_neighbors
 from retro.inference.language_model import ChunkEvidence
 from retro.inference.precision import inference
+from retro.inference.prediction import Prediction, read_predictions
 from retro.inference.requests import EngineRequest, Update
 from retro.inference.sampling import Sampler
 from retro.inference.stopping import TextStream
@@ -40,8 +43,9 @@ class Engine:
 
     window_length: most tokens that the model sees of a sequence, more than a chunk; slots: sequences decoded side by
     side; num_neighbors K: the most that a request may bring; retrieved_neighbors: how many are retrieved, None = K;
-    retriever: None = policies are not asked; database: the chunks that evidence of requests is in; banned: ids that are
-    never drawn. Raises ConfigError for a window that is too short.
+    neighbor_length: most tokens of a neighbor that a request brings, 2 M at least; retriever: None = policies are not
+    asked; database: the chunks that evidence of requests is in; banned: ids that are never drawn. Raises ConfigError
+    for a window that is too short.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Engine:
         slots: int,
         num_neighbors: int = 0,
         retrieved_neighbors: int | None = None,
+        neighbor_length: int = 0,
         retriever: Retriever | None = None,
         database: ChunkStore | None = None,
         banned: Sequence[int] = (),
@@ -63,6 +68,7 @@ class Engine:
             raise ConfigError(f"sequence_length: expected more than one chunk of {chunk} tokens, found {window_length}")
         self._model, self._tokenizer = model, tokenizer
         self._window, self._banned, self._precision = window_length, list(banned), precision
+        self._neighbor_length = max(2 * chunk, neighbor_length)
         self._num_neighbors = num_neighbors if model.config.is_retro else 0
         self._retrieved = min(
             self._num_neighbors, num_neighbors if retrieved_neighbors is None else retrieved_neighbors
@@ -70,7 +76,8 @@ class Engine:
         self._retriever = retriever if self._retrieved else None
         self._database = retriever.database if retriever is not None else database
         self._device = model.embedding.weight.device
-        self._state = DecodingState(model, slots, window_length, self._num_neighbors)
+        self._banned_ids = torch.tensor(self._banned, dtype=torch.int64, device=self._device)
+        self._state = DecodingState(model, slots, window_length, self._num_neighbors, self._neighbor_length)
         # Slot s holds self._running[s]; slots in use are without a gap.
         self._running: list[DecodedSequence] = []
         self._queue: deque[DecodedSequence] = deque()
@@ -109,6 +116,10 @@ class Engine:
                 raise ValueError(
                     f"evidence: expected chunks 0..{self._database.num_chunks - 1}, found {list(request.evidence)}"
                 )
+        if request.neighbors is not None:
+            if request.evidence is not None:
+                raise ValueError("neighbors: the request brings evidence already, expected one of the two")
+            check_neighbors(request.neighbors, self._num_neighbors, self._neighbor_length, vocabulary)
         self._tickets += 1
         sampler = Sampler(request.sampling, request.prompt, self._banned, vocabulary)
         text = TextStream(self._tokenizer, request.until)
@@ -131,9 +142,20 @@ class Engine:
 
     def step(self) -> list[Update]:
         """One token for every request that has, or now gets, a slot; requests that end give their slots back."""
-        logits = self._continue() + self._admit()
+        running = len(self._running)
+        begin = time.perf_counter()
+        logits = self._continue()
+        middle = time.perf_counter()
+        logits += self._admit()
+        if not logits:
+            return []
+        predictions = self._read(torch.stack(logits))
+        end = time.perf_counter()
+        self._share(self._running[:running], middle - begin)
+        self._share(self._running[running:], end - middle)
         updates = [
-            sequence.accept(row, self._tokenizer.eos_id) for sequence, row in zip(self._running, logits, strict=True)
+            sequence.accept(prediction, self._tokenizer.eos_id)
+            for sequence, prediction in zip(self._running, predictions, strict=True)
         ]
         # From the last slot on: each gap is filled by one that stays.
         for slot in reversed(range(len(updates))):
@@ -148,6 +170,15 @@ class Engine:
         while self._running or self._queue:
             last.update({u.ticket: u for u in self.step() if u.finished is not None})
         return [last[ticket] for ticket in tickets]
+
+    def _read(self, logits_AV: Tensor) -> list[Prediction]:
+        plain = all(s.is_plain for s in self._running)
+        return read_predictions(logits_AV, self._banned_ids, most_probable=plain)
+
+    @staticmethod
+    def _share(sequences: Sequence[DecodedSequence], seconds: float) -> None:
+        for sequence in sequences:
+            sequence.seconds += seconds / len(sequences)
 
     def _release(self, slot: int) -> None:
         last = len(self._running) - 1
@@ -164,6 +195,11 @@ class Engine:
             return []
         retrieving = [s for s in running if self._retriever is not None and s.wants_retrieval()]
         self._retrieve([(s, len(s.tokens) - 1) for s in retrieving])
+        for sequence in running:
+            if sequence.renews_neighbors:
+                assert sequence.request.neighbors is not None
+                sequence.add_retrieval(len(sequence.tokens) - 1, sequence.request.neighbors, None)
+                retrieving.append(sequence)
         for slot, sequence in enumerate(running):
             if sequence.is_full:
                 sequence.drop()
@@ -171,14 +207,13 @@ class Engine:
         tokens = torch.tensor([s.tokens[-1] for s in running], device=self._device)
         if not retrieving:
             with inference(self._device, self._precision):
-                return list(self._state.decode(tokens).cpu())
-        ids = np.full((len(running), self._num_neighbors), -1, dtype=np.int64)
-        now = torch.tensor([s in retrieving for s in running])
-        for slot in now.nonzero().squeeze(1).tolist():
-            ids[slot] = running[slot].retrievals[-1].neighbors
-        neighbors, mask = self._neighbor_tokens(ids)
+                return list(self._state.decode(tokens))
+        now = [s in retrieving for s in running]
+        neighbors, mask = self._neighbor_tokens(
+            [s.retrievals[-1].neighbors if new else None for s, new in zip(running, now, strict=True)]
+        )
         with inference(self._device, self._precision):
-            return list(self._state.decode(tokens, neighbors, mask, now).cpu())
+            return list(self._state.decode(tokens, neighbors, mask, torch.tensor(now)))
 
     def _admit(self) -> list[Tensor]:
         """Give free slots to waiting requests; logits float32 [V] after the prompt of each."""
@@ -189,9 +224,10 @@ class Engine:
         self._retrieve([(s, end) for s in asked for end in s.prompt_ends()])
         for sequence in new:
             if sequence.request.evidence and self._num_neighbors:
-                given = np.full(self._num_neighbors, -1, dtype=np.int64)
-                given[: len(sequence.request.evidence)] = sequence.request.evidence
+                given = np.array(sequence.request.evidence, dtype=np.int64)
                 sequence.add_retrieval(len(sequence.tokens) - 1, given, None)
+            elif sequence.request.neighbors:
+                sequence.add_retrieval(len(sequence.tokens) - 1, sequence.request.neighbors, None)
         out = []
         for sequence in new:
             out.append(self._prefill(len(self._running), sequence, len(sequence.tokens)))
@@ -204,10 +240,10 @@ class Engine:
         seen = [r for r in sequence.retrievals if sequence.dropped <= r.end < stop]
         neighbors = mask = ends = None
         if seen:
-            neighbors, mask = self._neighbor_tokens(np.stack([r.neighbors for r in seen]))
+            neighbors, mask = self._neighbor_tokens([r.neighbors for r in seen])
             ends = torch.tensor([r.end - sequence.dropped for r in seen], device=self._device)
         with inference(self._device, self._precision):
-            return self._state.prefill(slot, tokens, neighbors, mask, ends).cpu()
+            return self._state.prefill(slot, tokens, neighbors, mask, ends)
 
     def _retrieve(self, places: list[tuple[DecodedSequence, int]]) -> None:
         """Neighbors for the chunks that end at these positions of these sequences, searched together."""
@@ -220,12 +256,9 @@ class Engine:
             if sequence.request.num_neighbors is not None:
                 found[sequence.request.num_neighbors :] = -1
             neighbors = describe_neighbors(self._retriever.database, found, distance)
-            padded = np.full(self._num_neighbors, -1, dtype=np.int64)
-            padded[: len(found)] = found
-            sequence.add_retrieval(end, padded, ChunkEvidence(end + 1 - len(query), end + 1, neighbors))
+            sequence.add_retrieval(end, found, ChunkEvidence(end + 1 - len(query), end + 1, neighbors))
 
-    def _neighbor_tokens(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Neighbor tokens int64 [rows, K, R] and mask bool, of ids int64 [rows, K]."""
-        assert self._database is not None
-        tokens, mask = self._database.gather_neighbors(ids, self._tokenizer.pad_id)
-        return torch.from_numpy(tokens).to(self._device, torch.int64), torch.from_numpy(mask).to(self._device)
+    def _neighbor_tokens(self, rows: Sequence[Neighbors | None]) -> tuple[Tensor, Tensor]:
+        """Neighbor tokens int64 [rows, K, R] and mask bool."""
+        tokens, mask = lay_out_neighbors(rows, self._num_neighbors, self._database, self._tokenizer.pad_id)
+        return tokens.to(self._device), mask.to(self._device)

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """How probable is `continuation` after `context` (both text; the context may be empty)?"""
+    """How probable is `continuation` after `context`?
 
-    context: str
-    continuation: str
+    Both are text (the context may be empty), or token ids taken as they are (a context of at least one, with its own
+    begin-of-text token). first_chunk: tokens of the first chunk, 1..M; None = so many that the context ends a chunk and
+    the continuation begins one. What fits the window but for the last token, which is not read, is scored in one piece.
+    """
+
+    context: str | tuple[int, ...]
+    continuation: str | tuple[int, ...]
+    first_chunk: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +45,17 @@ class GenerateRequest:
 
     prompt: text, or token ids taken as they are (with their own begin-of-text token and padding); until: generation
     stops before the first of these; evidence: None = retrieve while generating, as the model was set up; chunk ids of
-    the database = these serve all that is generated (at most one chunk), () = no neighbors at all; policy: when to
-    retrieve, None = as the model was set up.
+    the database = these serve all that is generated (at most one chunk), () = no neighbors at all; neighbors: token ids
+    of the neighbors themselves instead of evidence, each of any length but 0: they serve from the prompt's last token
+    on, however long the text gets (after each M tokens they are encoded anew), () = none; policy: when to retrieve,
+    None = as the model was set up.
     """
 
     prompt: str | tuple[int, ...]
     max_new_tokens: int
     until: tuple[str, ...] = ()
     evidence: tuple[int, ...] | None = None
+    neighbors: tuple[tuple[int, ...], ...] | None = None
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     policy: RetrievalPolicy | None = None
 
@@ -73,13 +82,21 @@ class ChunkEvidence:
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """prompt_tokens, new_tokens (without the end-of-text token); text: of the new tokens, cut before `until`;
-    stop: "end" (end-of-text), "until" or "length"; evidence: per retrieval, in order."""
+    stop: "end" (end-of-text), "until" or "length"; evidence: per retrieval, in order.
+
+    token_logprobs: natural log of the model's probability of each new token, and of the end-of-text token if stop is
+    "end", before temperature, penalties and cuts; seconds: share of the time that the model took, each step's divided
+    equally among those that were decoded in it. Neither is compared: both depend on what else was decoded, the first in
+    its last bits.
+    """
 
     prompt_tokens: tuple[int, ...]
     new_tokens: tuple[int, ...]
     text: str
     stop: str
     evidence: tuple[ChunkEvidence, ...] = ()
+    token_logprobs: tuple[float, ...] = dataclasses.field(default=(), compare=False)
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
 
 @runtime_checkable

@@ -16,8 +16,9 @@ class EngineRequest:
 
     until: strings that end the text before them; policy: when to retrieve, None = never; evidence: chunk ids of the
     database that serve the first M new tokens instead of anything retrieved (() = none), and generation then ends after
-    them; num_neighbors: at most so many per retrieval, None = as many as the engine retrieves; logprobs: None = none,
-    otherwise those of the tokens and of so many alternatives.
+    them; neighbors: instead of evidence, token ids of what serves from the prompt's last token on, encoded anew after
+    each M tokens (() = none); num_neighbors: at most so many per retrieval, None = as many as the engine retrieves;
+    logprobs: None = none, otherwise those of the tokens and of so many alternatives.
     """
 
     prompt: tuple[int, ...]
@@ -26,6 +27,7 @@ class EngineRequest:
     until: tuple[str, ...] = ()
     policy: RetrievalPolicy | None = None
     evidence: tuple[int, ...] | None = None
+    neighbors: tuple[tuple[int, ...], ...] | None = None
     num_neighbors: int | None = None
     logprobs: int | None = None
 

@@ -102,27 +102,27 @@ class RetroLM:
         return [self._score_continuation(request) for request in requests]
 
     def _score_continuation(self, request: ScoreRequest) -> Score | None:
-        context = [self.tokenizer.bos_id, *self.tokenizer.encode(request.context)]
-        continuation = self.tokenizer.encode(request.continuation)
-        if not continuation:
+        context = list(self.prompt_tokens(request.context))
+        continuation = request.continuation
+        answer = self.tokenizer.encode(continuation) if isinstance(continuation, str) else list(continuation)
+        if not answer:
             return Score(0.0, (), True)
-        window = Window(context, self._chunk, self.window_length)
+        window = Window(context, self._chunk, self.window_length, request.first_chunk)
         window.fit()
         logprobs: list[float] = []
         greedy = True
         done = 0
-        while done < len(continuation):
-            # As much as fits; the window then moves on by whole chunks.
-            room = window.limit - len(window.tokens)
+        while done < len(answer):
+            # As much as fits, but for the last token, which is not read; the window then moves on by whole chunks.
             begin = len(window.tokens)
-            part = continuation[done : done + max(1, room)]
-            for token in part:
+            part = answer[done : done + window.limit - begin + 1]
+            for token in part[:-1]:
                 window.append(token)
-            begin = len(window.tokens) - len(part)
-            distribution = self._window_logprobs(window)[begin - 1 : begin - 1 + len(part)]
+            distribution = self._window_logprobs(window)[begin - 1 :]
             ids = torch.tensor(part)
             logprobs += distribution.gather(1, ids[:, None])[:, 0].tolist()
             greedy &= bool((distribution.argmax(1) == ids).all())
+            window.append(part[-1])
             done += len(part)
         return Score(float(sum(logprobs)), tuple(logprobs), greedy)
 
@@ -163,8 +163,9 @@ class RetroLM:
             return []
         if self.database is None and any(request.evidence and self.is_retro for request in requests):
             raise ConfigError("evidence: chunk ids need the database that they are in, found none")
-        given = max((len(request.evidence or ()) for request in requests), default=0)
-        engine = self.build_engine(min(self.batch, len(requests)), most_neighbors=given)
+        given = max(len(request.evidence or request.neighbors or ()) for request in requests)
+        longest = max((len(tokens) for request in requests for tokens in request.neighbors or ()), default=0)
+        engine = self.build_engine(min(self.batch, len(requests)), most_neighbors=given, neighbor_length=longest)
         done = engine.run(
             EngineRequest(
                 prompt=self.prompt_tokens(request.prompt),
@@ -173,6 +174,7 @@ class RetroLM:
                 until=request.until,
                 policy=self.policy if request.policy is None else request.policy,
                 evidence=request.evidence if self.is_retro or request.evidence is None else (),
+                neighbors=request.neighbors if self.is_retro or request.neighbors is None else (),
             )
             for request in requests
         )
@@ -180,13 +182,15 @@ class RetroLM:
 
     def stream(self, request: EngineRequest) -> Iterator[Update]:
         """One request alone, token by token; the last update is the finished one."""
-        engine = self.build_engine(1, most_neighbors=len(request.evidence or ()))
+        longest = max((len(tokens) for tokens in request.neighbors or ()), default=0)
+        engine = self.build_engine(1, len(request.evidence or request.neighbors or ()), longest)
         engine.submit(request)
         while engine.active or engine.waiting:
             yield from engine.step()
 
-    def build_engine(self, slots: int, most_neighbors: int = 0) -> Engine:
-        """An engine of this model and retriever. most_neighbors: the most that a request brings."""
+    def build_engine(self, slots: int, most_neighbors: int = 0, neighbor_length: int = 0) -> Engine:
+        """An engine of this model and retriever. most_neighbors: the most that a request brings; neighbor_length: most
+        tokens of one of them, if more than 2 M."""
         retrieved = self.num_neighbors if self.retriever is not None else 0
         return Engine(
             self.model,
@@ -195,6 +199,7 @@ class RetroLM:
             slots=slots,
             num_neighbors=max(retrieved, most_neighbors) if self.is_retro else 0,
             retrieved_neighbors=retrieved,
+            neighbor_length=neighbor_length,
             retriever=self.retriever,
             database=self.database,
             banned=self.banned,

@@ -40,11 +40,15 @@ class Sampler:
         self._said = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         self._said_ids = torch.tensor(sorted(self._said), dtype=torch.int64)
 
-    def draw(self, logits: Tensor) -> int:
-        """A token id for logits float [V], on the CPU; temperature 0 takes the most probable one (the lowest id among
-        equals). Raises ArtifactCorruptError for logits that are not numbers."""
+    def draw(self, logits: Tensor, best: int | None = None) -> int:
+        """A token id for logits float [V]; temperature 0 takes the most probable one (the lowest id among equals).
+
+        best: the most probable id that is not banned, where that is known. Raises ArtifactCorruptError for logits that
+        are not numbers."""
         if len(logits) != self._vocabulary:
             raise ValueError(f"logits: expected {self._vocabulary}, found {len(logits)}")
+        if best is not None and self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1.0:
+            return best
         token = self._draw(self._penalised(logits))
         if self.sampling.repetition_penalty != 1.0 and token not in self._said:
             self._said.add(token)
@@ -52,7 +56,7 @@ class Sampler:
         return token
 
     def _penalised(self, logits: Tensor) -> Tensor:
-        logits = logits.float().clone()
+        logits = logits.to("cpu", torch.float32, copy=True)
         if len(self._said_ids):
             # Keskar et al. 2019, "CTRL", section 4.1, where negative logits are multiplied instead.
             said, penalty = logits[self._said_ids], self.sampling.repetition_penalty
