@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("retro.cli.train", "train RETRO, or GPT with the same code and retrieval absent"),
     "eval": ("retro.cli.eval", "evaluate a checkpoint: perplexity and its controls, question answering"),
     "qa": ("retro.cli.qa", "question answering: tasks, questions with their evidence, when retrieval is worth it"),
+    "harness": ("retro.cli.harness", "lm-evaluation-harness on our checkpoints, with retrieval"),
     "generate": (
         "retro.cli.generate",
         "continue a prompt, retrieving at every chunk, and say where evidence came from",
