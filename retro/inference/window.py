@@ -25,15 +25,18 @@ class Window:
     dropped whole, so that the window never exceeds `limit` tokens and chunk borders stay where they are.
     """
 
-    def __init__(self, tokens: Sequence[int], chunk_length: int, limit: int) -> None:
-        """`tokens`: at least one; the last one ends a chunk. limit: at least M + 1."""
+    def __init__(self, tokens: Sequence[int], chunk_length: int, limit: int, first: int | None = None) -> None:
+        """`tokens`: at least one; limit: at least M + 1; first: tokens of the first chunk, 1..M, None = the last token
+        ends a chunk."""
         if len(tokens) < 1:
             raise ValueError("tokens: expected at least one token of prompt, found none")
         if limit <= chunk_length:
             raise ConfigError(f"sequence_length: expected more than one chunk of {chunk_length} tokens, found {limit}")
         self.chunk_length, self.limit = chunk_length, limit
         self.tokens = list(tokens)
-        self.first = (len(self.tokens) - 1) % chunk_length + 1
+        self.first = (len(self.tokens) - 1) % chunk_length + 1 if first is None else first
+        if not 1 <= self.first <= chunk_length:
+            raise ValueError(f"first_chunk: expected 1..{chunk_length}, found {first}")
         self.dropped = 0
         #: Neighbor ids of each complete chunk in the window; None = not retrieved yet.
         self.neighbors: list[np.ndarray | None] = [None] * self._complete()
