@@ -145,6 +145,6 @@ class QaTrainConfig:
         """Raises ConfigError for an arm that a plain GPT cannot read."""
         require(
             not parse_arm(self.arm).in_encoder,
-            f"qa.arm: {self.arm!r} puts passages into the encoder, and a plain GPT has none; use closed_book or rag, or "
+            f"qa.arm: {self.arm!r} puts passages into the encoder, which a plain GPT lacks; use closed_book or rag, or "
             "start from a RETRO",
         )

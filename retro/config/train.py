@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retro.config.checks import require, require_at_least
+from retro.config.early_stopping import EarlyStoppingConfig
 from retro.config.loader import to_dict
 from retro.config.model import ModelConfig
 from retro.config.parallel import ParallelConfig
 from retro.config.plan import PlanConfig
 from retro.config.profile import ProfileConfig
+from retro.config.qa import QaTrainConfig, parse_arm
 from retro.config.retrofit import RetrofitConfig
 
 #: Fields that a run may be resumed with other values of: place, bookkeeping, and speed (micro_batch, compile and
 #: device change the last bits of sums). All others are the run's identity. Of `release` and `init_from` the content is
-#: compared, not the path; of `retrofit` the content of its base, and the model that comes of it.
+#: compared, not the path, and so of qa.questions; of `retrofit` the content of its base, and the model that comes of
+#: it.
 FREE_FIELDS = (
     "name",
     "run_root",
@@ -39,6 +42,7 @@ FREE_FIELDS = (
     "checkpoint_every",
     "keep_checkpoints",
     "keep_best",
+    "early_stopping",
     "async_checkpoints",
     "profile",
     "plan",
@@ -53,13 +57,15 @@ class TrainConfig:
     """Train one model. Steps decide the length; everything but the model is the same for GPT and RETRO.
 
     name: of the run, a folder below run_root; release: release.json of the prepared data, or its folder; dataset: the
-    release's text, or its question set `question_set` (fine-tuning); init_from: run folder (its newest checkpoint),
+    release's text, its question set `question_set` (fine-tuning), or the prepared questions of section qa (fine-tuning
+    on question answering with the release's tokenizer, docs/qa.md); init_from: run folder (its newest checkpoint),
     checkpoint folder or exported model whose weights to start from; the model is then that one, so leave `model` out;
     retrofit: a pretrained model to start from, of this project or of Hugging Face, and the retrieval that it gets
     (docs/pretrained.md); leave `model` out too. freeze_backbone: train the retrieval parameters only, the decoder
     stays bit for bit as it is. model.cross_attention_layers empty = GPT, trained without neighbors.
 
-    sequence_length N; num_neighbors K (a GPT does not read it); packing of the text into sequences, for training and
+    sequence_length N, with dataset qa the most that a question and its answer may take; num_neighbors K (a GPT does not
+    read it), with dataset qa the most passages in the encoder; packing of the text into sequences, for training and
     validation: chunks (each padded to M tokens, documents of a sequence see each other) or documents (end to end
     without padding, and none sees another; docs/concepts.md). global_batch: sequences per step over all processes;
     micro_batch: sequences per process at a time, None = its whole share. Learning rate: linear warm-up over
@@ -81,7 +87,8 @@ class TrainConfig:
     to its newest checkpoint and leaves out all sequences up to the end of this step. nonfinite_limit: so many such
     steps in the whole run are borne, then it stops.
 
-    keep_best: besides the newest checkpoints keep the one of the lowest validation loss, as `checkpoints/best`.
+    keep_best: besides the newest checkpoints keep the one of the lowest validation loss, or of the best value of the
+    metric of early_stopping, as `checkpoints/best`. early_stopping: end the run when validations find nothing better.
     async_checkpoints: write checkpoints while training goes on, from a copy of the state in memory. profile: record
     some steps with torch's profiler (section profile). plan: the hardware that `retro train --plan` plans for (section
     plan).
@@ -94,8 +101,9 @@ class TrainConfig:
     release: str
     model: ModelConfig = field(default_factory=ModelConfig)
     run_root: str = "runs"
-    dataset: Literal["text", "questions"] = "text"
+    dataset: Literal["text", "questions", "qa"] = "text"
     question_set: str = "docs"
+    qa: QaTrainConfig | None = None
     init_from: str | None = None
     retrofit: RetrofitConfig | None = None
     freeze_backbone: bool = False
@@ -129,6 +137,7 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     keep_best: bool = True
+    early_stopping: EarlyStoppingConfig | None = None
     async_checkpoints: bool = True
     log_every: int = 10
     loader_workers: int = 0
@@ -203,11 +212,39 @@ class TrainConfig:
             f"packing: expected 'chunks' with dataset {self.dataset!r}, found {self.packing!r}; each question is a "
             "sequence by itself, so remove packing",
         )
+        self._check_questions()
         # With init_from or retrofit the chunk length may be the other model's, and is checked when the data is opened.
         require(
             self._model_is_elsewhere or self.sequence_length % self.model.chunk_length == 0,
             f"sequence_length: expected a multiple of {'model' if self.retrofit is None else 'retrofit'}.chunk_length "
             f"{self.model.chunk_length}, found {self.sequence_length}",
+        )
+
+    def _check_questions(self) -> None:
+        require(
+            (self.qa is not None) == (self.dataset == "qa"),
+            "qa: expected with dataset 'qa', and with no other, "
+            + (f"found dataset {self.dataset!r}" if self.qa is not None else "found none; give qa.questions"),
+        )
+        if self.qa is not None and self.is_plain_gpt:
+            self.qa.check_gpt()
+        require(
+            not self.freeze_backbone or self.qa is None or parse_arm(self.qa.arm).in_encoder,
+            "freeze_backbone: trains what reads passages in the encoder, and qa.arm puts none there; use retro or "
+            "retro++, or remove it",
+        )
+        stopping = self.early_stopping
+        if stopping is None:
+            return
+        require(self.validate_every > 0, "early_stopping: needs validations; set validate_every above 0")
+        require(
+            stopping.metric == "loss" or self.dataset == "qa",
+            f"early_stopping.metric: expected loss with dataset {self.dataset!r}, found {stopping.metric!r}",
+        )
+        require(
+            not stopping.asks_questions or (self.parallel.strategy == "ddp" and self.parallel.tensor == 1),
+            f"early_stopping.metric: {stopping.metric} asks the whole model in each process, and parallel spreads it "
+            "over several (strategy fsdp or tensor above 1); use strategy ddp alone, or early_stopping.metric=loss",
         )
 
     @property
@@ -250,4 +287,7 @@ def _completed(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def result_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields that decide the trained weights and the meaning of the metrics: a run's identity."""
-    return {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    fields = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    if config.qa is not None:
+        fields["qa"] = {name: value for name, value in fields["qa"].items() if name != "questions"}
+    return fields

@@ -14,6 +14,7 @@ import numpy as np
 
 from retro.config.errors import ConfigError
 from retro.data.batch import RetroBatch
+from retro.data.length_order import SampleSource
 from retro.data.order import HASH_MODULUS, SampleStream, sample_hash
 
 _FOR_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -36,7 +37,8 @@ class TrainLoader:
     global_batch. Rank r of W takes the r-th of W equal parts of them, cut into micro-batches. So the samples of a step
     depend on neither W nor the workers, and training continues from any number of samples, with another W or G.
 
-    micro_batch None: the rank's whole part. num_workers 0: a thread prepares `prefetch` micro-batches ahead; more:
+    micro_batch None: the rank's whole part. stream: the sample stream, None = the data set's in seeded random order.
+    num_workers 0: a thread prepares `prefetch` micro-batches ahead; more:
     that many processes do. Iterating again continues after the last complete step; batches prepared but not taken are
     prepared again.
     Raises ConfigError if the sizes do not divide.
@@ -54,6 +56,7 @@ class TrainLoader:
         start_sample: int = 0,
         num_workers: int = 0,
         prefetch: int = 2,
+        stream: SampleSource | None = None,
     ) -> None:
         micro_batch = split_batch(global_batch, micro_batch, world)
         for name, value in (("start_sample", start_sample), ("num_workers", num_workers), ("seed", seed)):
@@ -66,6 +69,7 @@ class TrainLoader:
         self.dataset, self.global_batch, self.micro_batch = dataset, global_batch, micro_batch
         self.rank, self.world, self.seed = rank, world, seed
         self.num_workers, self.prefetch = num_workers, max(1, prefetch)
+        self._stream = stream
         self.micro_batches_per_step = global_batch // (micro_batch * world)
         self._start = start_sample
         self._taken = 0  # micro-batches
@@ -103,7 +107,7 @@ class TrainLoader:
 
     def _sample_ids(self) -> Iterator[list[int]]:
         """Sample ids of this rank's micro-batches from the current position on."""
-        stream = SampleStream(len(self.dataset), self.seed)
+        stream = self._stream or SampleStream(len(self.dataset), self.seed)
         share = self.global_batch // self.world
         position = self.samples_consumed
         while True:

@@ -64,6 +64,14 @@ def freeze_backbone(model: RetroModel) -> None:
         parameter.requires_grad_(is_retrieval_parameter(name))
 
 
+def freeze_retrieval(model: RetroModel) -> None:
+    """Leave only the decoder's parameters trainable, those that the GPT of the same decoder has: for data without
+    neighbors, where the others get no gradient (the gate at 0 of Wang et al. 2024, section 4.2)."""
+    for name, parameter in model.named_parameters():
+        if is_retrieval_parameter(name):
+            parameter.requires_grad_(False)
+
+
 def check_freezable(config: ModelConfig) -> None:
     """Raise ConfigError unless the model has parameters to train besides the decoder's."""
     if not config.is_retro:

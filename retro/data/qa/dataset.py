@@ -64,8 +64,8 @@ class QaDataset:
             raise ArtifactMismatchError(
                 f"{where}: expected questions to train on, found {len(prepared)}, of which {self.left_out.too_long} "
                 f"are longer than {layout.prompt_chunks} chunks, {self.left_out.long_answer} have an answer of more "
-                f"than {min(layout.answer_tokens, chunk_length)} tokens and {self.left_out.no_answer} none to train on; "
-                "change qa.layout or prepare other questions"
+                f"than {min(layout.answer_tokens, chunk_length)} tokens and {self.left_out.no_answer} none to train "
+                "on; change qa.layout or prepare other questions"
             )
         self._kept: dict[int, _Row] = {}
         self._num_kept = 0

@@ -28,8 +28,8 @@ class PaddedPrompts(NamedTuple):
 def pad_prompts(
     prompts: Sequence[Tokens], chunk_length: int, pad_id: int, answers: Sequence[Tokens] = ()
 ) -> PaddedPrompts:
-    """Prompts (at least one token each) of B questions in the fewest whole chunks, with `answers` (none, or one of each)
-    in so many chunks more as the longest needs."""
+    """Prompts (at least one token each) of B questions in the fewest whole chunks, with `answers` (none, or one of
+    each) in as many chunks more as the longest needs."""
     lengths = [len(prompt) for prompt in prompts]
     most = _whole_chunks(max(lengths), chunk_length)
     width = most + (_whole_chunks(max(map(len, answers)), chunk_length) if answers else 0)

@@ -18,8 +18,9 @@ REMEDY = "move that checkpoint away to resume from the one before it, or restore
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: result-changing configuration, fingerprints of release and tokenizer, of the weights
-    that the run began with (None = random ones), and of the prepared questions it is trained on (None = of none)."""
+    """What a checkpoint belongs to: result-changing configuration, fingerprints of release and tokenizer, of the
+    weights that the run began with (None = random ones), and of the prepared questions that it is trained on (None = of
+    none)."""
 
     config: dict[str, Any]
     release: str
