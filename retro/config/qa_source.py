@@ -83,11 +83,13 @@ class Fields:
 class SplitOff:
     """A split made out of another: about `share` of the questions of split `of`, which lack there from then on.
 
-    A seeded hash of the question's text decides, so that one question is never on both sides.
+    A seeded hash decides, of the question's text, of its first evidence document, of its subject or of its group: what
+    is the same in that is never on both sides. Questions without the one are told apart by their text.
     """
 
     of: str
     share: float = 0.1
+    by: Literal["question", "evidence", "subject", "group"] = "question"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class QuestionReader:
         if identity in self._ids:
             raise ArtifactError(
                 f"{where}: expected ids that come once, found {identity!r} again (first in {self._ids[identity]}); "
-                "correct the file, or leave out fields.id, and ids are made of the questions"
+                "correct the file, or set fields.id to null, and ids are made of the questions"
             )
         self._ids[identity] = where
         self.count += 1
@@ -195,14 +195,15 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in map(_scalar, values) if text))
 
 
-def _number(value: Any) -> float:
+def _popularity(value: Any) -> float | None:
+    """Page views; None for numbers below 0, which PopQA writes where it does not know the page."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise _ValueProblem(f"expected a number, 0 or more, found {_short(value)}")
-    return number
+    if not math.isfinite(number):
+        raise _ValueProblem(f"expected a number, found {_short(value)}")
+    return number if number >= 0 else None
 
 
 def _passages(value: Any) -> list[Passage]:
@@ -239,8 +240,8 @@ _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "group": _scalar,
     "relation": _scalar,
     "subject": _scalar,
-    "popularity": _number,
-    "object_popularity": _number,
+    "popularity": _popularity,
+    "object_popularity": _popularity,
     "target": _scalar,
     "passages": _passages,
 }

@@ -54,10 +54,14 @@ def parse_question_line(line: bytes, where: str) -> SourceQuestion:
         ) from None
 
 
-def write_source_questions(path: Path, questions: Iterable[SourceQuestion]) -> None:
-    """Write a file that `iter_source_questions` reads."""
+def write_source_questions(path: Path, questions: Iterable[SourceQuestion]) -> int:
+    """Write a file that `iter_source_questions` reads; returns the number of questions."""
+    count = 0
     with open(path, "wb") as file:
-        file.writelines(map(question_line, questions))
+        for item in questions:
+            file.write(question_line(item))
+            count += 1
+    return count
 
 
 def iter_source_questions(path: Path) -> Iterator[SourceQuestion]:

@@ -1,0 +1,1 @@
+"""Where questions come from: files of several formats, data sets of the hub, releases."""
