@@ -14,7 +14,7 @@ from retro.analysis.comparison import Comparison, text_fingerprints
 from retro.analysis.perplexity import PerplexityComparison
 from retro.analysis.qa_charts import qa_charts
 from retro.analysis.qa_tables import qa_tables
-from retro.analysis.qa_wording import task_words
+from retro.analysis.qa_wording import qa_tiles, task_words
 from retro.analysis.reader import clean, read_samples, render_reader, safe
 from retro.analysis.runs import Run
 from retro.analysis.series import role_of
@@ -86,7 +86,9 @@ class _Page:
     def tiles(self) -> str:
         """The four figures that people look for first; a tile without a figure is left out."""
         result, contrast = self.comparison.main_perplexity, main_contrast(self.comparison)
-        tiles = []
+        tiles: list[tuple[str, str, str]] = []
+        if result is None and self.comparison.qa:
+            tiles += qa_tiles(self.comparison.qa[0])
         if result is not None and contrast is not None:
             for subset, name in (("all", "bits per byte, all chunks"), ("low_overlap", "bits per byte, r(C) ≤ 0.5")):
                 found = result.contrast(contrast.candidate, contrast.reference, subset)

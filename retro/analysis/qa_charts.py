@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from retro.analysis.bootstrap import Estimate
@@ -12,6 +13,8 @@ from retro.analysis.qa_wording import metric_words
 from retro.analysis.svg import Chart, Line
 
 _POLICY_ROLES = {"popularity": "x1", "confidence": "x2"}
+# More bands than this hide each other.
+_BANDS = 3
 
 
 def qa_charts(result: QaComparison) -> list[Chart]:
@@ -33,14 +36,18 @@ def popularity_chart(result: QaComparison) -> Chart | None:
         _line(item.label, item.role, list(range(len(bins))), [result.score(item.key, b.key) for b in bins])
         for item in result.series
     ]
+    if len(lines) > _BANDS:
+        lines = [dataclasses.replace(line, band=False) for line in lines]
+    drawn = "Band: 95%" if len(lines) <= _BANDS else "Intervals, 95%, are among the numbers"
     step = max(1, round(len(bins) / 4))
     return Chart(
         f"{metric_words(result.primary).capitalize()} by popularity",
         "monthly page views of what is asked about",
         f"{metric_words(result.primary)}, %",
         lines,
-        caption="Band: 95%, bootstrap over "
-        f"{result.unit}. Questions per bin: {', '.join(f'{b.questions:,}' for b in bins)}.",
+        caption=f"{drawn}, bootstrap over {result.unit}. Questions per bin: "
+        + ", ".join(f"{b.questions:,}" for b in bins)
+        + ".",
         x_ticks=[(i, _short(titles[i])) for i in range(0, len(bins), step)],
         x_range=(-0.3, len(bins) - 0.7),
         x_format=lambda value: titles[min(max(round(value), 0), len(titles) - 1)],
@@ -107,6 +114,10 @@ def share_chart(result: QaComparison, item: Adaptive) -> Chart:
     """Accuracy against the share of questions that retrieve."""
     lines = [_curve(policy, "share") for policy in item.policies if policy.curve]
     lines += _fixed(item, {"closed": 0.0, "retrieval": 1.0})
+    for policy in item.policies[:1]:
+        if policy.oracle_share.value is not None and "oracle" in policy.accuracy:
+            oracle = policy.accuracy["oracle"]
+            lines.append(_line("oracle: the better of both", "x4", [policy.oracle_share.value], [oracle], "points"))
     for policy in item.policies:
         if policy.share.value is not None and "adaptive" in policy.accuracy:
             estimate = policy.accuracy["adaptive"]

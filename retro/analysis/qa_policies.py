@@ -30,12 +30,14 @@ class Expense:
 class AdaptivePolicy:
     """A policy on held-out questions. accuracy: of "adaptive", "closed" (never), "retrieval" (always), "oracle", ... ->
     mean over the splits with the central 95% of them; gain: over the better fixed arm, with a bootstrap interval over
-    questions; curve: {"share", "accuracy", expenses} where that share of the questions retrieves."""
+    questions; oracle_share: of questions that only retrieval answers better; curve: {"share",
+    "accuracy", expenses} where that share of the questions retrieves."""
 
     kind: str
     accuracy: dict[str, Estimate]
     sd: float
     share: Estimate
+    oracle_share: Estimate
     better_fixed: str
     gain: Estimate
     expenses: dict[str, Expense]
@@ -93,6 +95,7 @@ def _policy(kind: str, policy: Mapping[str, Any]) -> AdaptivePolicy:
         accuracy={str(name): _spread(values) for name, values in policy["accuracy"].items()},
         sd=float(policy["accuracy"]["adaptive"]["sd"]),
         share=_spread(policy["share_retrieved"]),
+        oracle_share=_spread(policy["oracle_share"]),
         better_fixed=str(policy["better_fixed"]),
         gain=Estimate(_finite(gain["value"]), _finite(gain["low"]), _finite(gain["high"])),
         expenses={

@@ -27,9 +27,8 @@ class QaRow:
 
     @property
     def answer_given(self) -> bool:
-        """Whether one of the retrieved passages that it was given holds an answer."""
-        rank = self.row.get("answer_rank")
-        return rank is not None and rank < self.given
+        """Whether what the model read of its passages holds an answer."""
+        return self.row.get("answer_given") is True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from retro.analysis.qa_series import QaGroup, reads_retrieved
 @dataclasses.dataclass(frozen=True)
 class Recall:
     """Share of questions with an evidence document ("evidence") or an answer ("answer") among the first k prepared
-    passages. source: which prepared questions, "" if all evaluations share them."""
+    passages. source: which prepared questions, or which group of them; "" for all where evaluations share them."""
 
     source: str
     shares: dict[str, dict[int, float]]
@@ -42,22 +43,25 @@ class RetrievalErrors:
 
 def recalls(group: QaGroup) -> list[Recall]:
     """Recall of every set of prepared questions that the group's evaluations read."""
-    found: dict[str, Recall] = {}
-    for item in group.answers:
+    by_prepared = {item.prepared: item for item in reversed(group.answers)}
+    found = []
+    for item in reversed(by_prepared.values()):
         stored = item.evaluation.results.get("retrieval")
-        if not isinstance(stored, dict) or item.prepared in found:
-            continue
-        shares = {
-            what: {int(k): float(v) for k, v in stored[what].items() if isinstance(v, int | float)}
-            for what in ("evidence", "answer")
-            if isinstance(stored.get(what), dict)
-        }
-        shares = {what: dict(sorted(by_k.items())) for what, by_k in shares.items() if by_k}
-        if shares:
-            found[item.prepared] = Recall(f"{item.run.name}, eval/{item.evaluation.name}", shares)
-    if len(found) == 1:
-        return [dataclasses.replace(recall, source="") for recall in found.values()]
-    return list(found.values())
+        source = f"{item.run.name}, eval/{item.evaluation.name}" if len(by_prepared) > 1 else ""
+        for part, figures in _parts_of(stored if isinstance(stored, dict) else {}):
+            shares = {
+                what: {int(k): float(v) for k, v in sorted(figures[what].items(), key=lambda item: int(item[0]))}
+                for what in ("evidence", "answer")
+                if isinstance(figures.get(what), dict) and figures[what]
+            }
+            if shares:
+                found.append(Recall(", ".join(name for name in (source, part) if name), shares))
+    return found
+
+
+def _parts_of(stored: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """All questions ("") and, where the results tell them apart, their groups."""
+    return [("", stored), *(stored.get("by_group") or {}).items()]
 
 
 def retrieval_errors(

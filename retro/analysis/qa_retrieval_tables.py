@@ -17,14 +17,15 @@ def recall_table(result: QaComparison) -> Table | None:
     for recall in result.recalls:
         for what, by_k in recall.shares.items():
             cells = (names[what], *(f"{100 * by_k[k]:.1f}" if k in by_k else "-" for k in ks))
-            rows.append(Row(cells, group=recall.source))
+            rows.append(Row(cells, group=recall.source or "all questions"))
     if not rows:
         return None
     return Table(
         f"Recall of the retriever, %: {task_words(result)}",
         ("among the first k passages", *(f"k = {k}" for k in ks)),
         tuple(rows),
-        caption="An answer: an accepted answer stands in the passage, whether or not it answers the question there.",
+        caption="An evidence document: over the questions that name one. An answer: an accepted answer stands in the "
+        "passage, whether or not it answers the question there.",
         optional=tuple(range(len(ks) - 1, 1, -1)),
     )
 
@@ -135,6 +136,7 @@ def adaptive_table(result: QaComparison, item: Adaptive) -> Table:
     for policy in item.policies:
         group = f"By {policy.kind}, {item.splits:,} random splits"
         shares = {"closed": "0.0", "retrieval": "100.0", "adaptive": figure(scaled(policy.share), 1)}
+        shares["oracle"] = figure(scaled(policy.oracle_share), 1)
         names = {
             "closed": f"never ({arm_words(item.closed)})",
             "retrieval": f"always ({arm_words(item.retrieval)})",

@@ -11,6 +11,7 @@ from retro.analysis.runs import Run
 from retro.analysis.series import run_titles
 
 CLOSED_BOOK = "closed_book"
+_ADAPTIVE = "adaptive:"  # and the file of a policy that decides for every question
 _ARM_WORDS = {CLOSED_BOOK: "closed book", "rag": "RAG", "retro": "RETRO", "retro++": "RETRO++"}
 _MODIFIER_WORDS = {"oracle": "oracle evidence", "random": "random evidence", "gate_0": "gate 0"}
 # What an arm's line looks like where that colour is still free: random evidence is a control, like shuffled neighbors.
@@ -58,14 +59,16 @@ class QaGroup:
 
 def arm_words(arm: str) -> str:
     """'retro/random' -> 'RETRO, random evidence'."""
+    if arm.startswith(_ADAPTIVE):
+        return f"adaptive ({arm.removeprefix(_ADAPTIVE).rpartition('/')[2]})"
     base, _, modifier = arm.partition("/")
     words = _ARM_WORDS.get(base, base)
     return f"{words}, {_MODIFIER_WORDS.get(modifier, modifier)}" if modifier else words
 
 
 def reads_retrieved(arm: str) -> bool:
-    """Whether the arm is given what the retriever found: not closed book, and neither a control nor an oracle."""
-    return arm != CLOSED_BOOK and not arm.endswith(("/oracle", "/random", "/gate_0"))
+    """Whether the arm is always given what the retriever found: not closed book, no control, no oracle, no policy."""
+    return arm != CLOSED_BOOK and not arm.startswith(_ADAPTIVE) and not arm.endswith(("/oracle", "/random", "/gate_0"))
 
 
 def qa_groups(runs: Sequence[Run], answers: Sequence[QaAnswers]) -> list[QaGroup]:

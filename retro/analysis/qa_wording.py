@@ -18,6 +18,9 @@ _METRIC_WORDS = {
     "regex": "regex match",
 }
 
+# Of the test, where a sentence says who is better.
+LEVEL = 0.05
+
 
 def metric_words(metric: str) -> str:
     """'exact_match' -> 'exact match'."""
@@ -67,6 +70,24 @@ def main_candidate(result: QaComparison) -> QaSeries | None:
     return next((order[0] for order in orders if order), None)
 
 
+def qa_tiles(result: QaComparison) -> list[tuple[str, str, str]]:
+    """(figure, what it is, interval) of what people look for first."""
+    candidate, reference, tiles = main_candidate(result), result.reference, []
+    random = next((s for s in result.series if s.arm.endswith("/random")), None)
+    wanted = [(candidate, "all", ""), (candidate, "seen=false", ", never trained on"), (random, "all", "")]
+    for item, subset, where in wanted:
+        contrast = result.contrast(item.key, reference.key, subset) if item is not None else None
+        if item is not None and contrast is not None and contrast.difference.value is not None:
+            e = contrast.difference
+            ends = f"{100 * e.low:+.1f} to {100 * e.high:+.1f}" if e.low is not None and e.high is not None else ""
+            name = f"points of {metric_words(result.primary)}, {item.label} minus {reference.label}{where}"
+            tiles.append((f"{100 * contrast.difference.value:+.1f}", name, ends))
+    for errors in result.retrieval_errors:
+        if candidate is not None and errors.series == candidate.key and errors.given.value is not None:
+            tiles.append((f"{errors.given.value:.0%}", "of questions have an answer in the passages read", ""))
+    return tiles
+
+
 def qa_sentences(result: QaComparison) -> list[str]:
     """What belongs beside the headline: documents never trained on, the controls, RAG against RETRO++, the policy."""
     candidate, sentences = main_candidate(result), []
@@ -113,11 +134,11 @@ def qa_sentences(result: QaComparison) -> list[str]:
 
 
 def _verdict(result: QaComparison, contrast: QaContrast) -> str:
-    """Who is better, or that it cannot be told, with McNemar's p."""
+    """Who is better, if interval and test both say so, or that it cannot be told; with McNemar's p."""
     labels, test = result.labels(), f", McNemar p {_comparison(contrast.p)}" if contrast.p is not None else ""
     if not contrast.difference.has_interval:
         return test
-    if not contrast.difference.excludes_zero:
+    if not contrast.difference.excludes_zero or (contrast.p is not None and contrast.p >= LEVEL):
         return f"{test}; no difference can be told"
     better = contrast.candidate if (contrast.difference.value or 0) > 0 else contrast.reference
     return f"{test}; {labels[better]} is better"

@@ -19,7 +19,8 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 50
 @dataclasses.dataclass(frozen=True)
 class Line:
     """One series. x, y: data values (NaN or None breaks the line); low/high: interval per point or None; role: CSS
-    class that gives colour, dash and marker; kind: "line", "faint" (thin, no markers) or "points" (only whiskers)."""
+    class that gives colour, dash and marker; kind: "line", "faint" (thin, no markers) or "points" (only whiskers);
+    band: whether a line's intervals are drawn, and not in tooltips and numbers only."""
 
     label: str
     role: str
@@ -29,6 +30,7 @@ class Line:
     high: Sequence[float | None] | None = None
     kind: str = "line"
     markers: bool = True
+    band: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _draw(line: Line, px: Callable[[float], float], py: Callable[[float], float]
             ends = f"M{_n(x - 5)} {_n(low)}h10M{_n(x - 5)} {_n(high)}h10"
             parts.append(f'<path class="whisker" d="M{_n(x)} {_n(low)}V{_n(high)}{ends}"/>')
     else:
-        for run in _unbroken(bounds):
+        for run in _unbroken(bounds if line.band else []):
             if len(run) > 1:
                 there = "L".join(f"{_n(x)} {_n(high)}" for x, _, high in run)
                 back = "L".join(f"{_n(x)} {_n(low)}" for x, low, _ in reversed(run))

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from retro.analysis.adaptive import AdaptiveSettings, analyse_adaptive
+from retro.analysis.adaptive_questions import pair_answers
+from retro.analysis.adaptive_splits import SplitPlan
 from tests.analysis.builders import release, write_json, write_metrics
 
 RELATIONS = ("capital", "author", "director", "sport")
@@ -70,7 +73,13 @@ def answered(row: dict, arm: str, passages: int, seed: int, chance: Callable[[di
 
 def given(arm: str, passages: int) -> int:
     """Passages that an arm reads."""
-    return 0 if arm == "closed_book" else 1 if arm == "rag" else passages
+    return 0 if arm in ("closed_book", "retro/gate_0") else 1 if arm == "rag" else passages
+
+
+def holds_answer(row: dict, arm: str, passages: int) -> bool | None:
+    """Whether what an arm reads holds an answer; None if it reads nothing."""
+    count = given(arm, passages)
+    return None if not count else row["answer_rank"] is not None and row["answer_rank"] < count
 
 
 def write_qa(
@@ -109,6 +118,7 @@ def write_qa(
                     "seconds": 0.004 + 0.00005 * tokens + 0.002 * len(read),
                     "latency_ms": 20.0 + 0.1 * tokens + 6.0 * len(read) if latency else None,
                     "passages": read,
+                    "answer_given": holds_answer(row, arm, passages),
                     "truncated_passage": False,
                 }
             )
@@ -185,10 +195,26 @@ def build_qa_run(folder: Path, model: str, arms: Sequence[str], *, metrics: bool
     return folder
 
 
-def build_qa_pair(root: Path, **options) -> tuple[Path, Path]:
+def build_qa_pair(root: Path, *, metrics: bool = False, **options) -> tuple[Path, Path]:
     """runs/qa-gpt (closed book, RAG) and runs/qa-retro (RETRO with its controls, RETRO++), with 1, 2 and 5 passages."""
-    gpt = build_qa_run(root / "qa-gpt", "gpt", ("closed_book", "rag"), **options)
-    retro = build_qa_run(root / "qa-retro", "retro", ("retro", "retro/gate_0", "retro/random", "retro++"), **options)
+    gpt = build_qa_run(root / "qa-gpt", "gpt", ("closed_book", "rag"), metrics=metrics, **options)
+    arms = ("retro", "retro/gate_0", "retro/random", "retro++")
+    retro = build_qa_run(root / "qa-retro", "retro", arms, metrics=metrics, **options)
     for passages in (1, 2):
         write_qa(retro, "retro", ("retro",), name=f"qa-k{passages}", passages=passages, **options)
     return gpt, retro
+
+
+def write_adaptive(evaluation: Path, closed: Path, retrieval: str = "retro", splits: int = 20) -> None:
+    """adaptive.json in `evaluation` as `retro qa adaptive` writes it, with the closed book of another one."""
+    rows = {path: read_lines(path / "responses.jsonl") for path in (evaluation, closed)}
+    scores = {(s["arm"], s["id"]): s["exact_match"] for path in rows for s in read_lines(path / "scores.jsonl")}
+    settings = AdaptiveSettings(SplitPlan(splits=splits), draws=200)
+    questions = pair_answers(
+        [row for row in rows[closed] if row["arm"] == "closed_book"],
+        [row for row in rows[evaluation] if row["arm"] == retrieval],
+        lambda row: scores[row["arm"], row["id"]],
+    )
+    figures = analyse_adaptive(questions, ("popularity", "confidence"), settings).figures
+    content = {"format": 1, "metric": "exact_match", "settings": settings.to_json(), "comparisons": [figures]}
+    write_json(evaluation / "adaptive.json", content)
