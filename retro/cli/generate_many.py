@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from retro.artifacts.atomic import write_text_atomic
 from retro.artifacts.fingerprint import fingerprint
+from retro.cli.generate_prompts import Prompt, describe_decision
 from retro.config.errors import ConfigError
 from retro.config.generation import GenerateConfig
 from retro.config.loader import to_dict
 
 if TYPE_CHECKING:
+    from retro.artifacts.retrieval_rule import RetrievalRule
     from retro.inference.retro_lm import RetroLM
+    from retro.retrieval.policy import RetrievalPolicy
 
 #: Fields that change no continuation but for the rounding of sums.
 _FREE = ("prompts_file", "output", "batch", "device")
@@ -36,15 +39,22 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"output: expected a file in a folder that can be written to, found {path}; make the folder")
 
 
-def generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -> None:
-    """Continue all prompts into `config.output`. Raises ConfigError if a partial file is of something else."""
+def generate_many(
+    lm: RetroLM,
+    prompts: Sequence[Prompt],
+    policies: Sequence[RetrievalPolicy],
+    config: GenerateConfig,
+    rule: RetrievalRule | None = None,
+) -> None:
+    """Continue all prompts, each with its policy, into `config.output`. rule: what made the policies; the rows then say
+    what it decided. Raises ConfigError if a partial file is of something else."""
     from retro.inference.provenance import describe_result
     from retro.inference.requests import EngineRequest
 
     assert config.output is not None
     output = Path(config.output)
     partial = output.with_name(output.name + ".partial")
-    rows = read_partial(partial, _identity(lm, prompts, config))
+    rows = read_partial(partial, _identity(lm, prompts, config, rule))
     missing = [i for i in range(len(prompts)) if i not in rows]
     if rows:
         print(f"{partial}: {len(rows)} of {len(prompts)} continuations are there", file=sys.stderr)
@@ -53,8 +63,8 @@ def generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -
         tickets = {}
         for i in missing:
             sampling = dataclasses.replace(config.sampling, seed=config.seed + i)
-            prompt = lm.prompt_tokens(prompts[i])
-            request = EngineRequest(prompt, config.max_new_tokens, sampling, until=config.stop, policy=lm.policy)
+            prompt = lm.prompt_tokens(prompts[i].text)
+            request = EngineRequest(prompt, config.max_new_tokens, sampling, until=config.stop, policy=policies[i])
             tickets[engine.submit(request)] = i
         progress = Progress(len(missing))
         with open(partial, "a", encoding="utf-8", newline="\n") as file:
@@ -64,7 +74,11 @@ def generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -
                 for update in done:
                     assert update.finished is not None
                     place = tickets[update.ticket]
-                    rows[place] = {"prompt": prompts[place], **describe_result(lm, update.finished)}
+                    rows[place] = {"prompt": prompts[place].text, **describe_result(lm, update.finished)}
+                    if rule is not None:
+                        retrieved = bool(update.finished.evidence)
+                        decision = describe_decision(rule, prompts[place], retrieved)
+                        rows[place]["policy"] = {"kind": rule.kind, "retrieved": retrieved, "decision": decision}
                     file.write(json.dumps([place, rows[place]], ensure_ascii=False) + "\n")
                     file.flush()
                 progress.advance(len(done), sum(len(update.tokens) for update in updates))
@@ -74,9 +88,15 @@ def generate_many(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -
     print(f"{output}: {len(prompts)} continuations")
 
 
-def _identity(lm: RetroLM, prompts: Sequence[str], config: GenerateConfig) -> str:
+def _identity(lm: RetroLM, prompts: Sequence[Prompt], config: GenerateConfig, rule: RetrievalRule | None) -> str:
+    from retro.artifacts.retrieval_rule import rule_fingerprint
+
     settings = {name: value for name, value in to_dict(config).items() if name not in _FREE}
-    return fingerprint("generate", 1, {"settings": settings, "model": lm.identity(), "prompts": list(prompts)}, {})
+    asked: list[Any] = [prompt.text for prompt in prompts]
+    if rule is not None:
+        settings["retrieve"] = rule_fingerprint(rule)
+        asked = [[prompt.text, prompt.relation, prompt.popularity] for prompt in prompts]
+    return fingerprint("generate", 1, {"settings": settings, "model": lm.identity(), "prompts": asked}, {})
 
 
 def read_partial(path: Path, identity: str) -> dict[int, dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retro.cli.generate import snippet
+from retro.cli.snippet import snippet
 from retro.config.command_line import CommandParser
 from retro.config.evaluation import SearchConfig
 from retro.config.loader import load_config

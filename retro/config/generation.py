@@ -52,8 +52,11 @@ class GenerateConfig:
 
     retrieve: "on" = at the end of each chunk, "off" = cross-attention is left out, "every:S" = every S tokens, 1 to the
     chunk length, "adaptive:P" = after each token of a probability below P; always with the last chunk's length of
-    tokens, and with the prompt. stop: texts that end a continuation before them. temperature, top_k, top_p,
-    repetition_penalty, seed: as in SamplingConfig; the i-th of many prompts has seed + i.
+    tokens, and with the prompt; "policy:FILE" = "on" or "off" for each prompt, as a policy.json of `retro qa adaptive`
+    decides: by `relation` and `popularity` (monthly page views of what is asked about, None = unknown; for many prompts
+    fields of their lines), or by the model's confidence without retrieval. stop: texts that end a continuation before
+    them. temperature, top_k, top_p, repetition_penalty, seed: as in SamplingConfig; the i-th of many prompts has
+    seed + i.
     """
 
     #: Fields of earlier versions.
@@ -73,6 +76,8 @@ class GenerateConfig:
     seed: int = 0
     stop: tuple[str, ...] = ()
     retrieve: str = "on"
+    relation: str | None = None
+    popularity: float | None = None
     num_neighbors: int | None = None
     release: str | None = None
     database: str | None = None
@@ -88,7 +93,23 @@ class GenerateConfig:
             "output: the file for the continuations of prompts_file; give both or neither",
         )
         _require(all(self.stop), "stop: expected texts, found an empty one")
+        for name in ("relation", "popularity"):
+            value = getattr(self, name)
+            _require(
+                value is None or self.policy_file is not None,
+                f"{name}: is read with retrieve=policy:FILE only, found retrieve={self.retrieve}; remove it",
+            )
+            _require(
+                value is None or self.prompts_file is None,
+                f'{name}: of many prompts stands in their lines, {{"prompt": "...", "{name}": ...}}; remove it',
+            )
         _ = self.sampling
+
+    @property
+    def policy_file(self) -> str | None:
+        """FILE of retrieve=policy:FILE."""
+        prefix = "policy:"
+        return self.retrieve.removeprefix(prefix) if self.retrieve.startswith(prefix) else None
 
     @property
     def sampling(self) -> SamplingConfig:
