@@ -12,7 +12,7 @@ import numpy as np
 
 Row = Mapping[str, Any]
 KINDS = ("all", "seen", "group", "relation", "popularity")
-_SEEN = {False: "documents that were never trained on", True: "documents of the training text"}
+_SEEN = {False: "documents never trained on", True: "documents of the training text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def subset_masks(rows: Sequence[Row], units_Q: np.ndarray, edges: Sequence[float
     for state, title in _SEEN.items():
         mask = np.array([item is state for item in seen], bool)
         if mask.any():
-            found.append(_subset(f"seen={str(state).lower()}", "seen", f"questions about {title}", mask, units_Q))
+            found.append(_subset(f"seen={str(state).lower()}", "seen", f"about {title}", mask, units_Q))
     for kind in ("group", "relation"):
         values = [str(row.get(kind) or "") for row in rows]
         distinct = sorted(set(values))

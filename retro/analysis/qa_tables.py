@@ -24,13 +24,18 @@ _BASELINE_WORDS = {
     "commonest_of_group": "commonest answer of the group",
     "commonest_of_relation": "commonest answer of the relation",
 }
+_DETAILED = {"seen": "Seen in training or not", "group": "By group"}
+# More parts than this are shown without intervals.
+_FEW = 4
 _KIND_WORDS = {"relation": "relation", "popularity": "popularity, views per month", "group": "part of the task"}
 
 
 def qa_tables(result: QaComparison) -> list[Table]:
     """All of one comparison, in the order of the report."""
-    tables = [arms_table(result), pairs_table(result), seen_table(result)]
-    tables += [parts_table(result, kind) for kind in ("group", "relation", "popularity")]
+    tables = [arms_table(result), pairs_table(result)]
+    for kind in ("seen", "group", "relation", "popularity"):
+        few = len(result.of_kind(kind)) <= _FEW
+        tables.append(detailed_table(result, kind) if few and kind in _DETAILED else parts_table(result, kind))
     tables += [recall_table(result), errors_table(result), helps_table(result), sweep_table(result), cost_table(result)]
     tables += [adaptive_table(result, item) for item in result.adaptive]
     return [table for table in tables if table is not None]
@@ -106,14 +111,14 @@ def pairs_table(result: QaComparison) -> Table | None:
         tuple(rows),
         caption="McNemar's exact test looks at the questions that only one of two arms got right. Holm: p corrected "
         "for all the pairs of this table.",
-        optional=(3, 2),
+        optional=(3, 2, 5),
     )
 
 
-def seen_table(result: QaComparison) -> Table | None:
-    """Questions about documents of the training text and about others; None where that is unknown."""
+def detailed_table(result: QaComparison, kind: str) -> Table | None:
+    """Every arm within every part, with intervals and tests; None where there are no parts of the kind."""
     rows = []
-    for subset in result.of_kind("seen"):
+    for subset in result.of_kind(kind):
         for item in result.series:
             contrast = result.contrast(item.key, result.reference.key, subset.key)
             score = figure(scaled(result.score(item.key, subset.key)), 1)
@@ -125,7 +130,7 @@ def seen_table(result: QaComparison) -> Table | None:
     if not rows:
         return None
     heads = ("arm", f"{metric_words(result.primary)}, %", f"minus {result.reference.label}", "McNemar p")
-    return Table(f"Seen in training or not: {task_words(result)}", heads, tuple(rows), optional=(3,))
+    return Table(f"{_DETAILED[kind]}: {task_words(result)}", heads, tuple(rows), optional=(3,))
 
 
 def parts_table(result: QaComparison, kind: str) -> Table | None:
@@ -150,7 +155,7 @@ def parts_table(result: QaComparison, kind: str) -> Table | None:
 def _cell(result: QaComparison, key: str, subset: QaSubset) -> str:
     text = figure(scaled(Estimate(result.score(key, subset.key).value)), 1)
     contrast = result.contrast(key, result.reference.key, subset.key)
-    return f"{text} *" if contrast is not None and contrast.difference.excludes_zero else text
+    return f"* {text}" if contrast is not None and contrast.difference.excludes_zero else text
 
 
 def _difference(contrast: QaContrast | None) -> tuple[str, str]:

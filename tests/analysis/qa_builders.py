@@ -150,7 +150,8 @@ def results(
         for arm in arms
     }  # fmt: skip
     return {
-        "task": "qa", "version": 1, "split": "test", "model": model, "parameters": 1_000_000, "precision": "fp32",
+        "task": "qa", "version": 1, "split": "test", "model": model,
+        "parameters": 2_412_000 if model == "retro" else 2_104_000, "precision": "fp32",
         "checkpoint": f"runs/{run}/checkpoints/step_001200", "checkpoint_fingerprint": "1234567890abcdef", "step": 1200,
         "task_definition": {
             "name": "popqa", "version": 1, "title": "PopQA", "metrics": list(METRICS), "primary": "exact_match",
