@@ -12,12 +12,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from retro.config.command_line import CommandParser
 from retro.config.errors import EXIT_REQUEUE, ConfigError, RetroError
 from retro.config.loader import load_config
 from retro.config.train import TrainConfig
 from retro.train.signals import Interrupted, StopRequest, stop_on_signal
+
+if TYPE_CHECKING:
+    from retro.data.qa.prepared import PreparedQuestions
+    from retro.data.tokenizer import Tokenizer
+    from retro.eval.answer_scorer import AnswerScorer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,10 +87,29 @@ def _main(argv: Sequence[str] | None, request: StopRequest) -> int:
         raise ConfigError("--json: is read with --plan only; remove it")
     from retro.train.run import train
 
-    stopped = train(config, request).stopped_by
+    stopped = train(config, request, _open_scorer).stopped_by
     if stopped is None:
         return 0
     return 128 + stopped if stopped == signal.SIGINT else EXIT_REQUEUE
+
+
+def _open_scorer(config: TrainConfig, prepared: PreparedQuestions, tokenizer: Tokenizer) -> AnswerScorer:
+    """Early stopping asks the model as `retro eval` does, which training by itself cannot."""
+    from retro.config.qa import parse_arm
+    from retro.eval.answer_scorer import AnswerScorer
+
+    qa, stopping = config.qa, config.early_stopping
+    assert qa is not None and stopping is not None
+    return AnswerScorer(
+        prepared.task,
+        prepared.read(qa.validation_split)[: stopping.questions],
+        parse_arm(qa.arm),
+        qa.layout,
+        tokenizer,
+        chunk_length=config.model.chunk_length,
+        precision=config.precision,
+        batch=stopping.batch,
+    )
 
 
 def _say_exit_code(code: int | None) -> None:

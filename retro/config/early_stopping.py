@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from retro.config.checks import require, require_at_least
 
@@ -12,13 +11,13 @@ from retro.config.checks import require, require_at_least
 class EarlyStoppingConfig:
     """Section `early_stopping` of a training run; not part of its identity.
 
-    metric: exact_match or f1 of answers that the model itself writes to questions of the validation split (higher is
-    better; dataset qa), or the validation loss; `checkpoints/best` follows it. patience: training ends after so many
-    validations in a row that found nothing better by more than min_delta, but not before min_steps. questions: so many
-    are asked at each validation, the first of the split, batch: side by side (exact_match and f1).
+    metric: one of the task's (exact_match, f1, regex, ...; docs/qa.md), of answers that the model itself writes to
+    questions of the validation split (dataset qa), or the validation loss; `checkpoints/best` follows it. patience:
+    training ends after so many validations in a row that found nothing better by more than min_delta, but not before
+    min_steps. questions: so many are asked at each validation, the first of the split, batch: side by side.
     """
 
-    metric: Literal["exact_match", "f1", "loss"] = "exact_match"
+    metric: str = "exact_match"
     patience: int = 5
     min_delta: float = 0.0
     min_steps: int = 0
@@ -26,6 +25,7 @@ class EarlyStoppingConfig:
     batch: int = 32
 
     def __post_init__(self) -> None:
+        require(self.metric != "", "metric: expected loss or a metric of the task, found an empty text")
         require_at_least(self, 1, "patience", "questions", "batch")
         require_at_least(self, 0, "min_steps", "min_delta")
         for name in ("questions", "batch"):

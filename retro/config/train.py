@@ -238,7 +238,11 @@ class TrainConfig:
             return
         require(self.validate_every > 0, "early_stopping: needs validations; set validate_every above 0")
         require(
-            stopping.metric == "loss" or self.dataset == "qa",
+            self.checkpoint_every > 0 or not self.keep_best,
+            "early_stopping: the best weights are kept with checkpoint_every above 0 only; set it, or keep_best=false",
+        )
+        require(
+            not stopping.asks_questions or self.dataset == "qa",
             f"early_stopping.metric: expected loss with dataset {self.dataset!r}, found {stopping.metric!r}",
         )
         require(

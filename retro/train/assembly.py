@@ -17,8 +17,10 @@ from retro.data.qa.dataset import QaDataset
 from retro.model.retrofit import freeze_backbone, freeze_retrieval
 from retro.optim.build import build_optimizer
 from retro.optim.schedules import warmup_cosine
+from retro.train.answers import AnswerScorer
 from retro.train.callbacks.base import Callback
 from retro.train.callbacks.checkpointer import Checkpointer
+from retro.train.callbacks.early_stopping import EarlyStopping
 from retro.train.callbacks.figures import Figures
 from retro.train.callbacks.metrics_file import MetricsFile
 from retro.train.callbacks.progress import Progress
@@ -46,7 +48,7 @@ class OpenedRun:
     """What a run is built of, in one process of it.
 
     config: complete, with model and vocabulary; identity: what its checkpoints belong to; log: silent in processes that
-    are not the main one.
+    are not the main one; scorer: of the answers that the model writes at validations, None = it writes none.
     """
 
     config: TrainConfig
@@ -57,6 +59,7 @@ class OpenedRun:
     peers: Peers
     log: logging.Logger
     peak: Peak
+    scorer: AnswerScorer | None = None
 
 
 def build_loader(config: TrainConfig, data: RunData, processes: Processes, start_sample: int = 0) -> TrainLoader:
@@ -195,7 +198,10 @@ def build_callbacks(opened: OpenedRun) -> list[Callback]:
             sequences=config.validate_sequences,
             batch=config.micro_batch or max(1, config.global_batch // processes.data_world),
         )
-        callbacks.append(Validator(validation, config.validate_every))
+        callbacks.append(Validator(validation, config.validate_every, opened.scorer))
+    stopping = config.early_stopping
+    if stopping is not None:
+        callbacks.append(EarlyStopping(stopping))
     callbacks.append(
         Checkpointer(
             folder.checkpoints,
@@ -206,6 +212,7 @@ def build_callbacks(opened: OpenedRun) -> list[Callback]:
             asynchronous=config.async_checkpoints,
             keep_start=config.on_nonfinite == "rollback",
             peers=opened.peers,
+            metric="loss" if stopping is None else stopping.metric,
         )
     )
     if config.profile is not None:

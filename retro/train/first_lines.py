@@ -65,7 +65,8 @@ def _summary(config: TrainConfig, trainer: Trainer, folder: RunFolder, release: 
     most = "at most " if config.qa is not None else ""
     return (
         f"{folder.path}: {what}: {kind}, {size}, {config.steps} steps of "
-        f"{config.global_batch} x {most}{config.sequence_length} tokens ({loader.micro_batches_per_step} micro-batch(es) "
-        f"of {loader.micro_batch} on {processes.world} process(es), {processes.device.type}, {config.precision}), "
+        f"{config.global_batch} x {most}{config.sequence_length} tokens ({loader.micro_batches_per_step} "
+        f"micro-batch(es) of {loader.micro_batch} on {processes.world} process(es), {processes.device.type}, "
+        f"{config.precision}), "
         f"{len(loader.dataset):,} sequences of release {release.fingerprint}"
     )

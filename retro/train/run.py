@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from retro.artifacts.checkpoint_folders import STATE_NAME
 from retro.artifacts.installation import installed_packages
 from retro.artifacts.release import open_release
 from retro.config.train import TrainConfig, result_fields
 from retro.data.loader import split_batch
 from retro.data.tokenizer import open_tokenizer
 from retro.train.allocator import keep_freed_memory
+from retro.train.answers import OpenScorer, open_scorer
 from retro.train.assembly import OpenedRun, build_trainer
+from retro.train.callbacks.early_stopping import EarlyStopping, has_ended
 from retro.train.checkpointing.identity import Identity, check_identity
+from retro.train.checkpointing.load import read_state
 from retro.train.checkpointing.peers import open_peers
 from retro.train.checkpointing.resume import newest_checkpoint
 from retro.train.compiled import compile_trainer
@@ -42,16 +46,17 @@ class Outcome:
     stopped_by: signal.Signals | None
 
 
-def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
+def train(config: TrainConfig, request: StopRequest | None = None, opener: OpenScorer | None = None) -> Outcome:
     """Train the run that `config` describes, from its newest checkpoint if it has one.
 
-    request: where signals that ask to stop are noted; None = they are from here on, until this returns. Raises
+    request: where signals that ask to stop are noted; None = they are from here on, until this returns. opener: of the
+    scorer of answers that early_stopping may need. Raises
     RetroError subclasses: ConfigError, ArtifactError (release or checkpoint unusable, or of another run),
     CheckpointError, TrainingDivergedError; Interrupted (KeyboardInterrupt) after a second signal.
     """
     if request is None:
         with stop_on_signal() as request:
-            return train(config, request)
+            return train(config, request, opener)
     processes = open_processes(config)
     split_batch(config.global_batch, config.micro_batch, processes.data_world)  # said before anything large is opened
     if processes.device.type == "cpu":
@@ -63,6 +68,7 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
     config, initial = open_start(config, release, tokenizer, newest_checkpoint(folder.checkpoints, peers))
     config = resolve_vocabulary(config, tokenizer)
     data = open_data(config, release, tokenizer)
+    scorer = open_scorer(config, data.prepared, tokenizer, opener)
     identity = Identity(
         config=result_fields(config),
         release=release.fingerprint,
@@ -85,10 +91,16 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
             if step >= config.steps:
                 log.info(f"{folder.path}: finished at step {step}; nothing to do")
                 return Outcome(folder.path, TrainState(step=step), None)
+            if peers.ask_main(partial(_ended_early, config, latest, step)):
+                log.info(
+                    f"{folder.path}: early stopping ended it at step {step}; nothing to do (a higher "
+                    "early_stopping.patience goes on)"
+                )
+                return Outcome(folder.path, TrainState(step=step), None)
         peak = device_peak(processes.device, config.precision, config.peak_tflops)
         for line in warn_of_shortage(config, processes.device, processes.world):
             log.warning(line)
-        opened = OpenedRun(config, data, identity, folder, processes, peers, log, peak)
+        opened = OpenedRun(config, data, identity, folder, processes, peers, log, peak, scorer)
         trainer = build_trainer(opened, latest, initial, request)
         if processes.is_main:
             folder.write_config(config)
@@ -109,6 +121,9 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
         finally:
             session.step = trainer.state.step
         stopped = signal.Signals(trainer.stop_signal) if trainer.stop_signal and state.step < config.steps else None
+        for callback in trainer.callbacks:
+            if trainer.ends_early and isinstance(callback, EarlyStopping):
+                log.info(f"early stopping: {callback.describe()}")
         if stopped is None:
             log.info(f"finished: {state.step} steps, {state.tokens:,} tokens in {state.elapsed_s:.0f} s of training")
         elif state == began:
@@ -118,3 +133,11 @@ def train(config: TrainConfig, request: StopRequest | None = None) -> Outcome:
             session.reason = stopped.name
             log.info(f"stopped by {stopped.name} after step {state.step}; checkpoint written, the same command resumes")
     return Outcome(folder.path, state, stopped)
+
+
+def _ended_early(config: TrainConfig, latest: Path, step: int) -> bool:
+    """Whether early stopping ended the run at this checkpoint."""
+    if config.early_stopping is None:
+        return False
+    _, callbacks = read_state(latest / STATE_NAME)
+    return has_ended(config.early_stopping, callbacks.get(EarlyStopping.name), step)

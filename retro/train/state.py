@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retro.config.errors import RetroError
@@ -62,7 +64,7 @@ class StepRecord:
 @dataclass(frozen=True)
 class ValidationRecord:
     """Validation after state.step steps. loss: nats per scored token; bits_per_byte: of the text's UTF-8 bytes;
-    seconds: it took."""
+    seconds: it took; scores: of answers that the model wrote, by metric, {} = it was not asked."""
 
     state: TrainState
     loss: float
@@ -70,3 +72,13 @@ class ValidationRecord:
     tokens: int
     bytes: int
     seconds: float = 0.0
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def metric(self, name: str) -> float:
+        """The loss, or one of the scores."""
+        return self.loss if name == "loss" else self.scores[name]
+
+    @staticmethod
+    def direction(name: str) -> int:
+        """1 if more of the metric is better, -1 if less is."""
+        return -1 if name == "loss" else 1

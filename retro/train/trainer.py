@@ -79,6 +79,8 @@ class Trainer:
         self._batches: Iterator[RetroBatch] = iter(())
         #: Signal that asked to stop, agreed on by all processes; 0 = none.
         self.stop_signal = 0
+        #: Whether no further step is to follow although there are more.
+        self.ends_early = False
         #: Whether training ends at once, by KeyboardInterrupt: nothing may be waited for.
         self.interrupted = False
         #: Seconds that callbacks took after the steps of this session, outside training time, by their names.
@@ -87,7 +89,7 @@ class Trainer:
     @property
     def is_last_step(self) -> bool:
         """Whether no further step follows in this session."""
-        return self.state.step >= self.steps or self.stop_signal != 0
+        return self.state.step >= self.steps or self.stop_signal != 0 or self.ends_early
 
     def fit(self) -> TrainState:
         """Train; returns the state reached. `stop_signal` tells whether a signal ended it, possibly before a step.
@@ -119,6 +121,10 @@ class Trainer:
         """Whether a signal has come to any process, for use between steps; all processes must call it."""
         self.stop_signal = int(max(row[0] for row in self.processes.gather([float(self._request.signal_number)])))
         return self.stop_signal != 0
+
+    def end_early(self) -> None:
+        """Let the step that is being announced be the last one; to be called in all processes."""
+        self.ends_early = True
 
     def go_back(self, state: TrainState) -> None:
         """Go on at `state`, after model, optimizer and callbacks were put back."""

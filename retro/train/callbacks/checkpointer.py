@@ -27,10 +27,10 @@ class Checkpointer(Callback):
 
     Give it last: a checkpoint holds the other callbacks' states, and what they have written for this step.
 
-    keep: newest ones kept; keep_best: also save after each validation with the lowest loss so far (not with every 0),
-    keep that one and let `best` point at it; asynchronous: training goes on while a copy of the state is written, the
-    next save and the end of the run wait for it; keep_start: save before the first step of a run, so that there is
-    always one to go back to; peers: the processes that write.
+    keep: newest ones kept; keep_best: also save after each validation with the best value of `metric` so far (the
+    lowest loss, or the highest of another; not with every 0), keep that one and let `best` point at it; asynchronous:
+    training goes on while a copy of the state is written, the next save and the end of the run wait for it; keep_start:
+    save before the first step of a run, so that there is always one to go back to; peers: the processes that write.
     """
 
     name = "checkpointer"
@@ -47,12 +47,14 @@ class Checkpointer(Callback):
         asynchronous: bool = False,
         keep_start: bool = False,
         peers: Peers = ALONE,
+        metric: str = "loss",
     ) -> None:
         self.folder, self.identity, self.every, self.keep = folder, identity, every, keep
         self.keep_best, self.keep_start, self.peers = keep_best, keep_start, peers
         self._staging = Staging() if asynchronous else None
         self._pending: BackgroundSave | None = None
-        self._best_loss = math.inf
+        self.metric = metric
+        self._best = math.nan
         self._best_step: int | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -64,8 +66,9 @@ class Checkpointer(Callback):
 
     def on_validation(self, trainer: Trainer, record: ValidationRecord) -> None:
         """Note whether it is the best."""
-        if record.loss < self._best_loss:
-            self._best_loss, self._best_step = record.loss, record.state.step
+        value, sign = record.metric(self.metric), record.direction(self.metric)
+        if not math.isnan(value) and (self._best_step is None or sign * value > sign * self._best):
+            self._best, self._best_step = value, record.state.step
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Save if it is due. Raises CheckpointError for an earlier one that could not be written."""
@@ -88,13 +91,15 @@ class Checkpointer(Callback):
 
     def state(self) -> dict[str, Any]:
         """The best validation so far."""
-        known = self._best_step is not None
-        return {"best_loss": self._best_loss if known else None, "best_step": self._best_step}
+        best = None if self._best_step is None else self._best
+        return {f"best_{self.metric}": best, "best_step": self._best_step}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
-        self._best_step = state["best_step"]
-        self._best_loss = math.inf if self._best_step is None else state["best_loss"]
+        """Go on with it; another metric than before begins anew."""
+        if state.get(f"best_{self.metric}") is None:
+            self._best, self._best_step = math.nan, None
+        else:
+            self._best, self._best_step = state[f"best_{self.metric}"], state["best_step"]
 
     def _settle(self, trainer: Trainer) -> None:
         """Take note of a save that has ended in all processes, all at the same step: one that raised an error by itself

@@ -90,6 +90,7 @@ class LogWindow(Callback):
                 "step": record.state.step,
                 "loss": _finite(record.loss),
                 "bits_per_byte": _finite(record.bits_per_byte),
+                **{name: _finite(value) for name, value in record.scores.items()},
                 "seconds": round(record.seconds, 3),
                 "elapsed_s": round(record.state.elapsed_s, 3),
             }

@@ -92,7 +92,8 @@ class Progress(Callback):
         self._log.log(
             logging.INFO if math.isfinite(record.loss) else logging.WARNING,
             f"validation after step {record.state.step}: loss {record.loss:.4f}, "
-            f"{record.bits_per_byte:.4f} bits per byte ({record.tokens:,} tokens)",
+            f"{record.bits_per_byte:.4f} bits per byte ({record.tokens:,} tokens)"
+            + "".join(f", {name} {value:.4f}" for name, value in record.scores.items()),
         )
 
     def on_stop(self, trainer: Trainer, failed: bool) -> None:

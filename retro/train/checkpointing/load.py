@@ -78,7 +78,7 @@ def _verify(path: Path, identity: Identity, peers: Peers) -> None:
 def _open(path: Path) -> tuple[Resumed, dict[str, TensorFiles]]:
     """The small files, and the tensors without their content."""
     rng = _load_tensors(path / RNG_NAME)
-    state, callbacks = _read_state(path / STATE_NAME)
+    state, callbacks = read_state(path / STATE_NAME)
     resumed = Resumed(state, rng, callbacks)
     sets = {stem: open_tensor_files(path, stem) for stem in STEMS}
     recorded = {entry["name"] for entry in open_checkpoint_manifest(path).all_files()}
@@ -91,7 +91,9 @@ def _open(path: Path) -> tuple[Resumed, dict[str, TensorFiles]]:
     return resumed, sets
 
 
-def _read_state(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]]]:
+def read_state(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]]]:
+    """Position and callbacks' states of a state.json. Raises ArtifactCorruptError."""
+
     def unreadable(problem: object) -> ArtifactCorruptError:
         return ArtifactCorruptError(f"{path}: not readable ({problem}); {REMEDY}")
 
