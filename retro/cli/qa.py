@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from retro.cli.verbs import run_verb
 
 VERBS: dict[str, tuple[str, str]] = {
+    "tasks": ("retro.cli.qa_verbs.tasks", "the tasks that are known, and the page of each"),
+    "show": ("retro.cli.qa_verbs.show", "print questions beside their passages"),
     "spans": ("retro.cli.qa_verbs.spans", "questions out of a release's own text, to learn to copy from"),
     "adaptive": (
         "retro.cli.qa_verbs.adaptive",

@@ -46,7 +46,8 @@ class Fields:
     evidence: id or ids of documents that hold the answer; group, relation, subject, popularity, object_popularity: see
     QaQuestion; target: the answer that a model is trained to say, where it is not the first (FiD's TriviaQA); passages:
     list of {"title", "text"} and, where known, "score" and "id" (DPR and FiD files: ctxs).
-    @file is the name of a local file up to its first dot.
+    @file is the name of a local file up to its first dot. A name that ends in ? may be missing from all records; one
+    without it, all but question and answers, from some of them.
     answers_text: what a text in the place of the answers is: one answer, a JSON list (PopQA), or a Python list (DPR's
     tables); answers_separator: cuts one text into answers.
     """
@@ -68,6 +69,8 @@ class Fields:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             require(getattr(self, field.name) != "", f"{field.name}: expected the name of a field or null, found ''")
+        for name in ("question", "answers"):
+            require(not getattr(self, name).endswith("?"), f"{name}: every record has one; remove the question mark")
         # Also for changes that no YAML file was checked for.
         require(
             self.answers_text in ("one", "json", "python"),

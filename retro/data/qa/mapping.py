@@ -82,10 +82,10 @@ class QuestionReader:
             raise ArtifactError(f"{where}: split {self._split}: expected questions, found none; correct the source")
         for field in _OPTIONAL:
             name = getattr(self._fields, field)
-            if name is not None and field not in self._found:
+            if name is not None and not name.endswith("?") and field not in self._found:
                 raise ArtifactError(
                     f"{where}: field {name!r} (fields.{field}) is in no record of split {self._split}; there are "
-                    f"{', '.join(self._names)}; name another one, or null if there is none"
+                    f"{', '.join(self._names)}; name another one, or null for none"
                 )
 
     def _make_id(self, asked: str) -> str:
@@ -105,6 +105,7 @@ class QuestionReader:
         name = getattr(self._fields, field)
         if name is None:
             return None
+        name = name.removesuffix("?")
         value = file.split(".")[0] if name == FILE_FIELD else lookup(record, name)
         if value is _ABSENT:
             return None
