@@ -1,0 +1,77 @@
+"""The report on question answering in a real headless browser: it fits, is legible, and tells its numbers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("websocket", reason="the package websocket-client is not installed")
+
+from retro.analysis.comparison import compare_runs
+from retro.analysis.html_report import render_report
+from retro.analysis.runs import load_runs
+from tests.analysis.qa_builders import build_qa_pair, write_adaptive
+from tests.serving.browser import Browser, find_browser
+
+if find_browser() is None:
+    pytest.skip("no Chromium or Chrome in PATH, and $CHROME is not set", allow_module_level=True)
+
+# Texts of one chart whose boxes lie on each other.
+CLASHES = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+  return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
+    p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1
+  ).map(([b]) => svg.id + ': ' + a + ' on ' + b));
+})"""
+# What is drawn outside its chart, and text that a box cuts off.
+OUTSIDE = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+  const r = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('circle, .mark, text')].filter(e => {
+    const b = e.getBoundingClientRect();
+    return b.left < r.left - 1 || b.right > r.right + 1 || b.top < r.top - 1 || b.bottom > r.bottom + 1;
+  }).map(e => svg.id + ': ' + e.outerHTML);
+})"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    gpt, retro = build_qa_pair(root / "runs", metrics=True)
+    write_adaptive(retro / "eval/qa-popqa-test", gpt / "eval/qa-popqa-test")
+    runs = load_runs([gpt, retro])
+    (root / "report.html").write_text(render_report(runs, compare_runs(runs, draws=300)), encoding="utf-8")
+    with Browser() as browser:
+        browser.open((root / "report.html").as_uri())
+        yield browser
+
+
+def resize(page, width):
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_as_wide_as_the_screen_and_charts_are_legible(page, width):
+    resize(page, width)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("document.querySelectorAll('#qa-1 svg.chart').length") == 5
+    assert page.run(CLASHES) == []
+    assert page.run(OUTSIDE) == []
+    if pictures := os.environ.get("RETRO_PAGE_PICTURES"):
+        page.run("document.querySelector('#qa-1').scrollIntoView()")
+        page.screenshot(f"{pictures}/qa_report_{width}.png")
+    assert page.console == []
+
+
+def test_a_chart_tells_the_numbers_of_every_arm_under_the_pointer(page):
+    resize(page, 1280)
+    x, y = page.run(
+        "(() => { const e = document.querySelector('#qa-1 svg.chart'); e.scrollIntoView({block: 'center'});"
+        "const r = e.getBoundingClientRect(); return [r.x + r.width * 0.16, r.y + r.height / 2]; })()"
+    )
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    tip = page.wait("!document.getElementById('tip').hidden && document.getElementById('tip').textContent")
+    lines = tip.split("\n")
+    assert lines[0] == "page views below 10" and len(lines) == 7
+    assert any(line.startswith("RETRO++: ") and "[" in line and line.endswith("%]") for line in lines)
+    assert page.console == []
