@@ -76,6 +76,7 @@ setup(
     package_data={
         "retro": ["py.typed"],
         "retro.analysis": ["templates/*"],
+        "retro.data.qa": ["tasks/*.yaml"],
         "retro.eval.harness": ["tasks/*"],
         "retro.serving": ["page/*"],
         "data_prep": ["rate_sets/*.yaml"],
