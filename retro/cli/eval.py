@@ -44,17 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(folder: Path, results: dict[str, Any]) -> None:
-    """The main figures, one line per mode."""
-    print(f"{folder}: {results['task']}, {results['model']}, step {results['step']}")
-    for mode, scores in results["modes"].items():
-        parts = []
-        for name, unit in (("bits_per_byte", ""), ("perplexity", ""), ("exact_match", ""), ("f1", "")):
-            if scores.get(name) is not None:
-                parts.append(f"{name.replace('_', ' ')} {scores[name]:.4f}{unit}")
+    """The main figures, one line per mode or arm."""
+    title = results["task"]
+    if title == "qa":
+        title = f"{results['task_definition']['name']} {results['split']}"
+    print(f"{folder}: {title}, {results['model']}, step {results['step']}")
+    columns = results["arms"] if results["task"] == "qa" else results["modes"]
+    width = max(9, *map(len, columns))
+    for name, scores in columns.items():
+        parts = [f"{m.replace('_', ' ')} {scores[m]:.4f}" for m in _metrics(results) if scores.get(m) is not None]
         parts.append(f"{scores['tokens']:,} tokens" if "tokens" in scores else f"{scores['n']:,} questions")
         if scores["missing"]:
             parts.append(f"{scores['missing']:,} missing")
-        print(f"  {mode:<9} {', '.join(parts)}")
+        if results.get("too_long", {}).get(name):
+            parts.append(f"{results['too_long'][name]:,} of them too long for qa.layout.prompt_chunks")
+        print(f"  {name:<{width}} {', '.join(parts)}")
+
+
+def _metrics(results: dict[str, Any]) -> list[str]:
+    if results["task"] == "qa":
+        return [results["primary"], *(name for name in results["metrics"] if name != results["primary"])]
+    return ["bits_per_byte", "perplexity", "exact_match", "f1"]
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from retro.config.checks import require as _require
 from retro.config.checks import require_at_least as _at_least
+from retro.config.qa import QaEvalConfig
 
 Mode = Literal["on", "off", "shuffled"]
 
@@ -29,10 +31,12 @@ class EvalConfig:
     exactly one); max_questions: the first so many, which lie in a seeded random order (None = all);
     max_answer_tokens: longest answer that is decoded; database: another release.json, whose database the questions are
     asked with instead of the one that their stored neighbors are in (same tokenizer and chunk length; searched live).
+    qa only: section qa (QaEvalConfig), which names the split and the arms instead of modes; seed: of the passages in
+    arms `random`.
     """
 
     checkpoint: str
-    task: Literal["perplexity", "docs_qa"]
+    task: Literal["perplexity", "docs_qa", "qa"]
     name: str | None = None
     output: str | None = None
     release: str | None = None
@@ -53,6 +57,7 @@ class EvalConfig:
     questions: str | None = None
     max_questions: int | None = None
     max_answer_tokens: int = 24
+    qa: QaEvalConfig | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_neighbors", "batch", "block_batches", "max_sequences", "max_questions")
@@ -62,16 +67,23 @@ class EvalConfig:
         _require(len(self.modes) > 0, "modes: expected at least one of on, off, shuffled")
         _require(len(set(self.modes)) == len(self.modes), f"modes: expected each once, found {list(self.modes)}")
         _require(
-            self.database is None or self.task == "docs_qa",
+            self.database is None or self.task != "perplexity",
             "database: perplexity reads stored neighbors, which are of one database; make those of another with `retro "
             "prep swap --queries RELEASE --database OTHER --out FOLDER` and give release=FOLDER/release.json",
         )
-        foreign = _DOCS_QA_FIELDS if self.task == "perplexity" else _PERPLEXITY_FIELDS
+        _require(
+            self.qa is not None or self.task != "qa",
+            "qa: task 'qa' needs this section; give qa.questions=FOLDER and qa.arms=[ARM, ...]",
+        )
+        foreign = [name for task, names in _FIELDS.items() if task != self.task for name in names]
+        if self.task == "qa":
+            foreign += _IN_LAYOUT
+        instead = _INSTEAD if self.task == "qa" else {}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in foreign:
             _require(
                 getattr(self, name) == defaults[name],
-                f"{name}: is not read by task {self.task!r}; remove it",
+                f"{name}: is not read by task {self.task!r}; {instead.get(name, 'remove it')}",
             )
         _require(
             self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name),
@@ -83,11 +95,27 @@ class EvalConfig:
         """Name of the folder below eval/."""
         if self.name is not None:
             return self.name
+        if self.qa is not None:
+            return f"qa-{Path(self.qa.questions).resolve().name}-{self.qa.split}"
         return f"perplexity-{self.split}" if self.task == "perplexity" else self.task
 
 
-_PERPLEXITY_FIELDS = ("split", "max_sequences", "overlap_neighbors", "samples")
-_DOCS_QA_FIELDS = ("questions", "database", "max_questions", "max_answer_tokens")
+# What only one task reads; all three read the others, but for those that are in the layout of questions.
+_FIELDS = {
+    "perplexity": ("split", "max_sequences", "overlap_neighbors", "samples"),
+    "docs_qa": ("questions", "database", "max_questions", "max_answer_tokens"),
+    "qa": ("qa",),
+}
+_IN_LAYOUT = ("modes", "num_neighbors", "sequence_length")
+_INSTEAD = {
+    "split": "give qa.split",
+    "questions": "give qa.questions",
+    "max_questions": "give qa.max_questions",
+    "max_answer_tokens": "give qa.layout.answer_tokens",
+    "modes": "give qa.arms",
+    "num_neighbors": "give qa.layout.passages",
+    "sequence_length": "give qa.layout.prompt_chunks",
+}
 
 
 @dataclass(frozen=True)

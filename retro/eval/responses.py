@@ -2,7 +2,8 @@
 
 `responses.jsonl` grows by whole blocks; `state.json` says who is evaluated with what, how many blocks are committed,
 and the length and SHA-256 of the bytes that belong to them. A kill at any moment leaves at most bytes behind the
-committed length, which the next run cuts off. The same evaluation, killed or not, ends in the same responses.jsonl.
+committed length, which the next run cuts off. The same evaluation, killed or not, ends in the same responses.jsonl,
+but for times, where a task stores them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ RESPONSES_NAME = "responses.jsonl"
 STATE_NAME = "state.json"
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.json"
+SCORES_NAME = "scores.jsonl"
 _BLOCK = 1 << 20
 
 
@@ -125,7 +127,7 @@ class ResponseLog:
         finished: bool,
     ) -> None:
         """Append one block and commit it. Raises ValueError for a figure that JSON has no form for (NaN)."""
-        data = b"".join(_line(row) for row in rows)
+        data = b"".join(json_line(row) for row in rows)
         with open(self.folder / RESPONSES_NAME, "ab") as file:
             file.write(data)
             file.flush()
@@ -168,14 +170,15 @@ def open_log(
                     f"{folder}: holds an evaluation of something else: {_difference(state.identity, identity)}; "
                     "give another name=NAME, or overwrite=true to discard it"
                 )
-    for name in (RESULTS_NAME, SAMPLES_NAME, STATE_NAME, RESPONSES_NAME):
+    for name in (RESULTS_NAME, SCORES_NAME, SAMPLES_NAME, STATE_NAME, RESPONSES_NAME):
         (folder / name).unlink(missing_ok=True)
     state = State(identity, facts)
     write_json_atomic(folder / STATE_NAME, dataclasses.asdict(state))
     return ResponseLog(folder, state)
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as it is stored, with its line end. Raises ValueError for a figure that JSON has no form for (NaN)."""
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n"
 
 

@@ -21,11 +21,13 @@ from retro.data.question_dataset import (
     question_database,
 )
 from retro.data.tokenizer import Tokenizer, open_tokenizer
+from retro.eval.qa_opening import open_qa_task
 from retro.eval.responses import SAMPLES_NAME, ResponseLog, open_log, read_responses
 from retro.eval.results import write_results
 from retro.eval.tasks.base import Task
 from retro.eval.tasks.docs_qa import DocsQaTask
 from retro.eval.tasks.perplexity import PerplexityTask
+from retro.eval.tasks.qa import QaTask
 from retro.inference.checkpoint import Checkpoint, open_checkpoint
 from retro.inference.language_model import LanguageModel
 
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: EvalConfig, progress: bool = True) -> Path:
-    """Evaluate and return the folder with responses.jsonl, results.json and (perplexity) samples.json.
+    """Evaluate and return the folder with responses.jsonl, results.json and (perplexity) samples.json or (qa)
+    scores.jsonl.
 
     Killed at any moment and started again it continues after the last committed block and ends in the same responses;
     an evaluation that is finished is only scored again. Raises RetroError subclasses.
@@ -45,12 +48,16 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Path:
     checkpoint.check_tokenizer(tokenizer.fingerprint, str(release.path))
     model = _open_model(config, checkpoint)
     modes: tuple[Mode, ...] = config.modes if model.config.is_retro else ("off",)
-    num_neighbors = checkpoint.setting("num_neighbors", config.num_neighbors) if set(modes) - {"off"} else 0
-    task: PerplexityTask | DocsQaTask
-    if config.task == "perplexity":
-        task = _perplexity(config, checkpoint, release, tokenizer, modes, num_neighbors)
+    task: PerplexityTask | DocsQaTask | QaTask
+    if config.task == "qa":
+        task = open_qa_task(config, tokenizer, model)
+        num_neighbors = task.layout.passages
     else:
-        task = _docs_qa(config, checkpoint, release, tokenizer, modes, num_neighbors)
+        num_neighbors = checkpoint.setting("num_neighbors", config.num_neighbors) if set(modes) - {"off"} else 0
+        if config.task == "perplexity":
+            task = _perplexity(config, checkpoint, release, tokenizer, modes, num_neighbors)
+        else:
+            task = _docs_qa(config, checkpoint, release, tokenizer, modes, num_neighbors)
     if task.num_units == 0:
         raise ConfigError(f"{config.task}: nothing to evaluate, the material has no {task.unit}")
     language_model = _language_model(config, checkpoint, tokenizer, model, num_neighbors, task)
@@ -58,7 +65,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Path:
     identity = {
         "task": task.name,
         "version": task.version,
-        "split": config.split if config.task == "perplexity" else "test",
+        "split": _split(config),
         "checkpoint": checkpoint.fingerprint,
         "release": release.fingerprint,
         "num_neighbors": num_neighbors,
@@ -109,7 +116,7 @@ def _language_model(
     tokenizer: Tokenizer,
     model: RetroModel,
     num_neighbors: int,
-    task: PerplexityTask | DocsQaTask,
+    task: PerplexityTask | DocsQaTask | QaTask,
 ) -> LanguageModel:
     from retro.inference.retro_lm import RetroLM, check_chunk_length
 
@@ -119,6 +126,16 @@ def _language_model(
             model,
             tokenizer,
             window_length=task.sequence_length,
+            num_neighbors=num_neighbors,
+            precision=config.precision,
+            batch=config.batch,
+            name=checkpoint.name,
+        )
+    if isinstance(task, QaTask):
+        return RetroLM(
+            model,
+            tokenizer,
+            window_length=task.window_length,
             num_neighbors=num_neighbors,
             precision=config.precision,
             batch=config.batch,
@@ -214,6 +231,12 @@ def _docs_qa(
         batch=config.batch,
         block_batches=config.block_batches,
     )
+
+
+def _split(config: EvalConfig) -> str:
+    if config.qa is not None:
+        return config.qa.split
+    return config.split if config.task == "perplexity" else "test"
 
 
 def _questions_folder(config: EvalConfig, release: Release) -> Path:

@@ -1,3 +1,4 @@
+from tests.eval.qa_workspace import colour_questions
 from tests.eval.workspace import workspace
 
-__all__ = ["workspace"]
+__all__ = ["colour_questions", "workspace"]

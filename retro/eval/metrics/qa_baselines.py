@@ -25,8 +25,9 @@ def commonest_answers(train: Iterable[QaQuestion]) -> dict[str, Any]:
     for question in train:
         answer = normalise_answer(question.answers[0])
         spellings[answer][question.answers[0]] += 1
-        for key in ((), (question.group,), (question.group, question.relation)):
-            counts[key][answer] += 1
+        place = (question.group, question.relation)
+        for depth in range(3):
+            counts[place[:depth]][answer] += 1
     if not counts:
         return {}
     guess = {key: _commonest(spellings[_commonest(counter)]) for key, counter in sorted(counts.items())}
