@@ -49,6 +49,7 @@ def questions(count: int, seed: int) -> list[dict]:
                 "object_popularity": None,
                 "seen": bool(i // 2 % 2),
                 "evidence": [f"doc-{i // 2}"],
+                "num_retrieved": 20,
                 "evidence_rank": None if rank is None or rng.random() < 0.1 else rank,
                 "answer_rank": rank,
             }
