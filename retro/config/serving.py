@@ -55,12 +55,13 @@ class ServeConfig:
 
     checkpoint: a run folder (its newest checkpoint) or a checkpoint folder; release, database, num_neighbors,
     window_length, device, precision: as for `retro generate` (num_neighbors is also the most that a request may ask
-    for); retrieval: "off" opens no database, and requests cannot switch it on; model_name: what clients call the
-    model (None = the run's name); host: address to listen on, only this machine by default; port: 0 = any free one;
-    allowed_hosts: names that requests may address the server by, besides localhost, IP addresses and `host` (a guard
-    against DNS rebinding; "*" = any); allowed_origins: web origins, as https://example.org, whose pages may use the
-    server from a browser, besides its own page; slots: sequences decoded together; page: whether / is a page to try
-    the model; log_level: of the lines on stderr.
+    for); retrieval: "off" opens no database, and requests cannot switch it on; policy: a policy.json of `retro qa
+    adaptive`, which decides for each prompt whether to retrieve, unless a request says otherwise; model_name: what
+    clients call the model (None = the run's name); host: address to listen on, only this machine by default; port: 0 =
+    any free one; allowed_hosts: names that requests may address the server by, besides localhost, IP addresses and
+    `host` (a guard against DNS rebinding; "*" = any); allowed_origins: web origins, as https://example.org, whose pages
+    may use the server from a browser, besides its own page; slots: sequences decoded together; page: whether / is a
+    page to try the model; log_level: of the lines on stderr.
     """
 
     checkpoint: str
@@ -69,6 +70,7 @@ class ServeConfig:
     num_neighbors: int | None = None
     window_length: int | None = None
     retrieval: Literal["on", "off"] = "on"
+    policy: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     model_name: str | None = None
@@ -83,6 +85,10 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require(self.checkpoint != "", "checkpoint is required: a run folder or a checkpoint folder")
+        require(
+            self.policy is None or self.retrieval == "on",
+            "policy: decides when to retrieve, and retrieval is off; remove one of them",
+        )
         require(self.host != "", "host: expected an address or a name, e.g. 127.0.0.1, found nothing")
         require(self.model_name != "", "model_name: expected a name, found nothing; leave it out for the run's")
         _between(self, 1, 1 << 20, "num_neighbors", "window_length")

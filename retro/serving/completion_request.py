@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import (
@@ -20,6 +21,7 @@ from retro.config.generation import LARGEST_SEED
 from retro.serving.errors import ApiError, invalid
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGPROBS = 4, 256, 5
+MAX_RELATION_CHARACTERS = 256
 #: Below, logits divided by it leave the range of floats; 0 itself means greedy.
 SMALLEST_TEMPERATURE = 0.001
 _SHOWN = 60
@@ -40,6 +42,12 @@ _PROMPT_SCHEMA = {
         },
     ],
 }
+
+
+def _one_or_each(item: dict[str, Any], description: str) -> dict[str, Any]:
+    """Schema of a value for all prompts, or of a list with one for each prompt."""
+    each = {"type": "array", "items": {"anyOf": [item, {"type": "null"}]}, "minItems": 1}
+    return {"description": description, "anyOf": [item, each, {"type": "null"}]}
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -77,6 +85,28 @@ def _stops(value: Any) -> tuple[str, ...]:
         if not 1 <= len(item) <= MAX_STOP_CHARACTERS:
             raise _wrong(f"expected strings of 1 to {MAX_STOP_CHARACTERS} characters, found one of {len(item)}")
     return tuple(stops)
+
+
+def _relations(value: Any) -> str | tuple[str | None, ...] | None:
+    found = tuple(value) if isinstance(value, list) else value
+    for item in found if isinstance(found, tuple) else (found,):
+        if not isinstance(item, str | None) or len(item or "") > MAX_RELATION_CHARACTERS:
+            raise _wrong(
+                f"expected a string of up to {MAX_RELATION_CHARACTERS} characters, or a list of them, one per prompt, "
+                f"found {_show(item)}"
+            )
+    return found  # type: ignore[no-any-return]
+
+
+def _popularities(value: Any) -> float | tuple[float | None, ...] | None:
+    found = tuple(value) if isinstance(value, list) else value
+    for item in found if isinstance(found, tuple) else (found,):
+        number = isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < math.inf
+        if item is not None and not number:
+            raise _wrong(
+                f"expected monthly page views, 0 or more, or a list of them, one per prompt, found {_show(item)}"
+            )
+    return found  # type: ignore[no-any-return]
 
 
 def _temperature(value: float) -> float:
@@ -119,7 +149,8 @@ class StreamOptions(_Strict):
 class CompletionRequest(_Strict):
     """Fields as in OpenAI's API, which has the defaults of those that are left out or null.
 
-    Ours: retrieve ("on", "off" or a policy), num_neighbors, top_k, repetition_penalty. The server's limits apply.
+    Ours: retrieve ("on", "off" or a policy), relation, popularity, num_neighbors, top_k, repetition_penalty. The
+    server's limits apply.
     """
 
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
@@ -168,9 +199,29 @@ class CompletionRequest(_Strict):
     retrieve: str | None = Field(
         None,
         max_length=64,
-        description='"on", "off", "every:TOKENS" (1 to the chunk length) or "adaptive:THRESHOLD" (a probability); the '
-        "server's own setting by default.",
+        description='"on", "off", "every:TOKENS" (1 to the chunk length), "adaptive:THRESHOLD" (a probability), or '
+        "\"policy\": as the server's policy decides for each prompt; the server's own setting by default.",
     )
+    relation: Annotated[
+        str | tuple[str | None, ...] | None,
+        PlainValidator(_relations),
+        WithJsonSchema(
+            _one_or_each(
+                {"type": "string", "maxLength": MAX_RELATION_CHARACTERS},
+                "What is asked about the subject, for a policy of popularity: one for all prompts, or one each.",
+            )
+        ),
+    ] = None
+    popularity: Annotated[
+        float | tuple[float | None, ...] | None,
+        PlainValidator(_popularities),
+        WithJsonSchema(
+            _one_or_each(
+                {"type": "number", "minimum": 0},
+                "Monthly page views of the subject, for a policy of popularity, null where unknown.",
+            )
+        ),
+    ] = None
     num_neighbors: int | None = Field(None, ge=1, description="Neighbors per chunk, at most the server's setting.")
     presence_penalty: Annotated[None, _not_offered(0, "repetition_penalty is"), WithJsonSchema({"enum": [None, 0]})] = (
         None
@@ -191,6 +242,10 @@ def parse_completion_request(body: bytes) -> CompletionRequest:
         raise _explain(error) from None
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "expected only together with stream: true")
+    for name in ("relation", "popularity"):
+        value = getattr(request, name)
+        if isinstance(value, tuple) and len(value) != len(request.prompt):
+            raise invalid(name, f"expected one for each of the {len(request.prompt)} prompts, found {len(value)}")
     if request.echo and request.logprobs is not None:
         raise invalid("echo", "is not supported together with logprobs: the prompt's tokens are not scored")
     return request

@@ -93,7 +93,7 @@ class CompletionJob:
             echo = (prompt if isinstance(prompt, str) else model.tokenizer.decode(ids)) if request.echo else ""
             for i in range(request.n or 1):
                 try:
-                    engine_request = model.make_request(engine_options(request, ids, seed + i))
+                    engine_request = model.make_request(engine_options(request, ids, seed + i, number))
                 except ConfigError as error:
                     raise invalid_choice(str(error)) from None
                 text = ChoiceText(
@@ -227,11 +227,17 @@ class CompletionJob:
         return self.completion([join_choices(pieces[index]) for index in sorted(pieces)], usage=True)
 
 
-def engine_options(request: CompletionRequest, prompt: tuple[int, ...], seed: int) -> GenerationOptions:
-    """What one choice asks of the engine: the request's fields, and OpenAI's defaults for those that are not given."""
+def engine_options(
+    request: CompletionRequest, prompt: tuple[int, ...], seed: int, number: int = 0
+) -> GenerationOptions:
+    """What one choice of prompt `number` asks of the engine: the request's fields, and OpenAI's defaults for those that
+    are not given."""
 
     def given(value: Any, default: Any) -> Any:
         return default if value is None else value
+
+    def of_prompt(value: Any) -> Any:
+        return value[number] if isinstance(value, tuple) else value
 
     return GenerationOptions(
         prompt=prompt,
@@ -245,6 +251,8 @@ def engine_options(request: CompletionRequest, prompt: tuple[int, ...], seed: in
         retrieve=request.retrieve,
         num_neighbors=request.num_neighbors,
         logprobs=request.logprobs,
+        relation=of_prompt(request.relation),
+        popularity=of_prompt(request.popularity),
     )
 
 

@@ -22,7 +22,8 @@ _CACHED_NEIGHBORS = 4096
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
     """What one choice asks of the engine. Fields as in CompletionRequest, with its defaults; prompt: token ids;
-    retrieve: None = as the server is set up; logprobs: alternatives per token, None = no log-probabilities."""
+    retrieve: None = as the server is set up; relation, popularity: of what the prompt asks about, for the server's
+    policy; logprobs: alternatives per token, None = no log-probabilities."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int
@@ -35,6 +36,8 @@ class GenerationOptions:
     retrieve: str | None
     num_neighbors: int | None
     logprobs: int | None
+    relation: str | None = None
+    popularity: float | None = None
 
 
 @dataclasses.dataclass
@@ -42,7 +45,8 @@ class ServedModel:
     """name: what clients call it; chunk_length M; window_length: most tokens that the model sees at once;
     num_neighbors: most per chunk, 0 = it cannot retrieve; database: where neighbors are described from; build_engine: a
     fresh engine; make_request: the engine's request of a choice (ConfigError if it cannot be); slots: sequences that
-    are decoded together; fingerprint: of the weights.
+    are decoded together; fingerprint: of the weights; policy: what the server's policy decides by ("popularity" or
+    "confidence"), None = there is none.
     """
 
     name: str
@@ -55,6 +59,7 @@ class ServedModel:
     make_request: Callable[[GenerationOptions], Any]
     slots: int
     fingerprint: str = ""
+    policy: str | None = None
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -100,6 +105,7 @@ class ServedModel:
                 "window_length": self.window_length,
                 "num_neighbors": self.num_neighbors,
                 "retrieval": self.retrieves,
+                "policy": self.policy,
                 "max_tokens": limits.max_tokens,
                 "max_prompt_tokens": limits.max_prompt_tokens or self.window_length,
                 "max_choices": limits.max_choices,
