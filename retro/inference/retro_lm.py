@@ -165,10 +165,14 @@ class RetroLM:
             raise ConfigError("evidence: chunk ids need the database that they are in, found none")
         given = max(len(request.evidence or request.neighbors or ()) for request in requests)
         longest = max((len(tokens) for request in requests for tokens in request.neighbors or ()), default=0)
-        engine = self.build_engine(min(self.batch, len(requests)), most_neighbors=given, neighbor_length=longest)
+        prompts = [self.prompt_tokens(request.prompt) for request in requests]
+        # Sequences of similar length side by side: little padding, and little to be masked in each step.
+        order = sorted(range(len(requests)), key=lambda i: (-len(prompts[i]), -neighbor_tokens(requests[i]), i))
+        room = max(len(prompts[i]) + requests[i].max_new_tokens for i in order)
+        engine = self.build_engine(min(self.batch, len(requests)), given, longest, room)
         done = engine.run(
             EngineRequest(
-                prompt=self.prompt_tokens(request.prompt),
+                prompt=prompts[i],
                 max_new_tokens=request.max_new_tokens,
                 sampling=request.sampling,
                 until=request.until,
@@ -176,9 +180,10 @@ class RetroLM:
                 evidence=request.evidence if self.is_retro or request.evidence is None else (),
                 neighbors=request.neighbors if self.is_retro or request.neighbors is None else (),
             )
-            for request in requests
+            for i, request in ((i, requests[i]) for i in order)
         )
-        return [update.finished for update in done]
+        results = dict(zip(order, (update.finished for update in done), strict=True))
+        return [results[i] for i in range(len(requests))]
 
     def stream(self, request: EngineRequest) -> Iterator[Update]:
         """One request alone, token by token; the last update is the finished one."""
@@ -188,14 +193,17 @@ class RetroLM:
         while engine.active or engine.waiting:
             yield from engine.step()
 
-    def build_engine(self, slots: int, most_neighbors: int = 0, neighbor_length: int = 0) -> Engine:
+    def build_engine(
+        self, slots: int, most_neighbors: int = 0, neighbor_length: int = 0, longest: int | None = None
+    ) -> Engine:
         """An engine of this model and retriever. most_neighbors: the most that a request brings; neighbor_length: most
-        tokens of one of them, if more than 2 M."""
+        tokens of one of them, if more than 2 M; longest: most tokens of a prompt and its continuation, where that is
+        known: no room is made for more."""
         retrieved = self.num_neighbors if self.retriever is not None else 0
         return Engine(
             self.model,
             self.tokenizer,
-            window_length=self.window_length,
+            window_length=self.window_length if longest is None else self._room(longest),
             slots=slots,
             num_neighbors=max(retrieved, most_neighbors) if self.is_retro else 0,
             retrieved_neighbors=retrieved,
@@ -206,11 +214,20 @@ class RetroLM:
             precision=self.precision,
         )
 
+    def _room(self, longest: int) -> int:
+        """A window that never moves for sequences of so many tokens, or all of it if they have more."""
+        return min(self.window_length, max(longest + 1, self._chunk + 1, 3))
+
     def prompt_tokens(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         """Token ids of a prompt: text with the begin-of-text token before it, ids as they are."""
         if isinstance(prompt, str):
             return (self.tokenizer.bos_id, *self.tokenizer.encode(prompt))
         return prompt
+
+
+def neighbor_tokens(request: GenerateRequest) -> int:
+    """How many tokens of neighbors a request brings."""
+    return sum(map(len, request.neighbors or ()))
 
 
 def check_chunk_length(model: RetroModel, chunks: ChunkStore) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from retro.model.decoder import DecoderLayer
 from retro.model.decoding_cache import DecodingCache, LayerCache
+from retro.model.decoding_prefill import plan_prefill, prefill_sequences
 from retro.model.retrieval_plan import RetrievalPlan, plan_retrieval
 from retro.model.retro import RetroModel
 from retro.nn.rotary import RotaryTable
@@ -74,46 +75,43 @@ class DecodingState:
         tokens_N int64 [n], 1 <= n <= capacity; neighbors_LKR int64 [L, K, R], neighbor_mask_LKR bool (None = all real),
         chunk_ends_L int64 [L]: as in RetroModel.forward. What the slot held is gone.
         """
-        length = len(tokens_N)
-        if not 0 <= slot < self.slots or not 1 <= length <= self.capacity:
-            raise ValueError(f"expected slot 0..{self.slots - 1}, 1..{self.capacity} tokens; found {slot}, {length}")
-        model = self.model
-        x = model.embed_sequence(tokens_N[None])
-        plan, served_from = self._plan_sequence(length, neighbors_LKR, neighbor_mask_LKR, chunk_ends_L)
-        rotary = model.self_rotary(length, x)
-        cross_rotary = None if plan is None else model.cross_rotary(plan.longest, x)
-        encoded: Tensor | None = None
-        for number, layer in enumerate(model.decoder_layers):
-            normed: list[Tensor] = []
+        given = [x if x is None else x[None] for x in (neighbors_LKR, neighbor_mask_LKR, chunk_ends_L)]
+        return self.prefill_batch([slot], tokens_N[None], [len(tokens_N)], *given)[0]
 
-            def mix(
-                normed_x: Tensor, layer: DecoderLayer = layer, number: int = number, kept: list[Tensor] = normed
-            ) -> Tensor:
-                queries, keys, values = layer.attention.project(normed_x, rotary)
-                self._cache.make_room(number, keys, normed_x)
-                cache = self._cache.layers[number]
-                cache.store(slot, keys[0], values[0])
-                kept.append(normed_x[:, -1:])
-                return layer.attention.mix(queries, keys, values)
+    @torch.inference_mode()
+    def prefill_batch(
+        self,
+        slots: list[int],
+        tokens_BN: Tensor,
+        lengths: list[int],
+        neighbors_BLKR: Tensor | None = None,
+        neighbor_mask_BLKR: Tensor | None = None,
+        chunk_ends_BL: Tensor | None = None,
+    ) -> Tensor:
+        """`prefill` of B slots at once, with sequences of unequal length; returns logits float32 [B, V].
 
-            attended = layer.attend(x, mix)
-            if layer.attention.preparation.smear is not None:
-                self._cache.layers[number].unsmeared[slot] = layer.attention.unsmeared_keys(normed[0])[0]
-            if number == self._first_retro:
-                self._cache.remember(slot, attended[0])
-            if plan is not None and cross_rotary is not None and layer.cross_attention is not None:
-                if encoded is None:
-                    encoded = model.encode(plan, plan.cut_chunks(attended))
-                if not layer.cross_attention.is_off:
-                    keys, values = layer.project_neighbors(encoded, plan, cross_rotary)
-                    if served_from is not None:
-                        self._cache.store_neighbors(number, [slot], keys[-1:], values[-1:])
-                    attended = layer.serve(attended, keys, values, plan, cross_rotary, model.gate)
-            x = layer.finish(x, attended)
-        if plan is not None and served_from is not None:
-            self._cache.store_mask([slot], plan, rows=slice(-1, None))
-        self.lengths[slot], self._served_from[slot] = length, served_from
-        return F.linear(model.norm(x[0, -1]), model.output_weight).float()
+        tokens_BN int64 [B, N]: the first lengths[b] of row b are its sequence, what follows them is not read (but must
+        be ids of the vocabulary); neighbors, mask and chunk_ends as in RetroModel.forward (-1 = an unused row).
+        """
+        longest = tokens_BN.shape[1]
+        if not all(0 <= slot < self.slots for slot in slots) or not 1 <= longest <= self.capacity:
+            raise ValueError(
+                f"expected slot 0..{self.slots - 1}, 1..{self.capacity} tokens; found {max(slots)}, {longest}"
+            )
+        if not len(slots) == len(set(slots)) == len(lengths) == len(tokens_BN):
+            raise ValueError(f"expected {len(tokens_BN)} distinct slots and lengths, found {slots} and {lengths}")
+        if not all(1 <= length <= longest for length in lengths):
+            raise ValueError(f"lengths: expected 1..{longest}, found {lengths}")
+        if neighbors_BLKR is not None:
+            self._check_shape(neighbors_BLKR)
+        retrieval = plan_prefill(self.model, longest, neighbors_BLKR, neighbor_mask_BLKR, chunk_ends_BL)
+        logits = prefill_sequences(self.model, self._cache, slots, tokens_BN, lengths, retrieval)
+        for slot, length in zip(slots, lengths, strict=True):
+            self.lengths[slot], self._served_from[slot] = length, None
+        if retrieval is not None:
+            for b, end in zip(retrieval.serving, retrieval.ends, strict=True):
+                self._served_from[slots[b]] = end
+        return logits
 
     @torch.inference_mode()
     def decode(
@@ -174,7 +172,7 @@ class DecodingState:
                         keys, values = layer.project_neighbors(encoded, plan, self._cache.cross_rotary)
                         self._cache.store_neighbors(number, arrivals, keys, values)
                 if served and not layer.cross_attention.is_off:
-                    attended = self._serve(number, layer, attended, rows, len(served) == count, cross_rotary)
+                    attended = self._serve(number, layer, attended, served, rows, cross_rotary)
             x = layer.finish(x, attended)
         for slot in range(count):
             self.lengths[slot] += 1
@@ -209,27 +207,6 @@ class DecodingState:
         """Whether neighbors serve the token that is being appended to `slot`."""
         begin = self._served_from[slot]
         return begin is not None and self.lengths[slot] - begin < self._chunk
-
-    def _plan_sequence(
-        self, length: int, neighbors: Tensor | None, mask: Tensor | None, chunk_ends: Tensor | None
-    ) -> tuple[RetrievalPlan | None, int | None]:
-        """(plan, position from which the last chunk's neighbors serve, None = it has none)."""
-        if neighbors is None or chunk_ends is None or self.model.retrieval_is_off or not len(chunk_ends):
-            return None, None
-        self._check_shape(neighbors)
-        plan = plan_retrieval(
-            neighbors[None],
-            None if mask is None else mask[None],
-            length=length,
-            chunk_length=self._chunk,
-            first_chunk_length=self._chunk,
-            chunk_ends_BL=chunk_ends[None],
-            merge_equal=not self.model.config.encoder.cross_attention_layers,
-        )
-        last = int(chunk_ends.argmax())
-        real = mask is None or bool(mask[last].any())
-        end = int(chunk_ends[last])
-        return plan, end if plan is not None and real and end >= 0 else None
 
     def _plan_events(
         self, events: list[int], neighbors: Tensor | None, mask: Tensor | None
@@ -272,22 +249,25 @@ class DecodingState:
         number: int,
         layer: DecoderLayer,
         attended: Tensor,
+        served: list[int],
         rows: Tensor,
-        all_rows: bool,
         rotary: RotaryTable | None,
     ) -> Tensor:
         """`attended` [A, 1, D] plus cross-attention of the rows that neighbors serve."""
         cache, mask = self._cache.layers[number], self._cache.cross_mask
         assert cache.cross_keys is not None and cache.cross_values is not None and mask is not None
         assert rotary is not None
+        all_rows = len(served) == len(attended)
         # A view where it is a prefix, which is the usual case: no copy of the neighbors per token.
         picked = slice(0, len(attended)) if all_rows else rows
+        # What lies behind the longest that serves is masked for all of them.
+        width = self._cache.cross_width(served)
         added = layer.attend_neighbors(
             attended[picked],
-            cache.cross_keys[picked].transpose(1, 2),
-            cache.cross_values[picked].transpose(1, 2),
+            cache.cross_keys[picked, :, :width].transpose(1, 2),
+            cache.cross_values[picked, :, :width].transpose(1, 2),
             rotary,
-            mask[picked],
+            mask[picked, :width],
             self.model.gate,
         )
         return attended + added if all_rows else attended.index_add(0, rows, added.to(attended.dtype))

@@ -24,10 +24,11 @@ class LayerCache:
     cross_keys: Tensor | None
     cross_values: Tensor | None
 
-    def store(self, slot: int, keys: Tensor, values: Tensor) -> None:
-        """A whole sequence: keys, values [n, Hkv, E]."""
-        self.keys[slot, :, : len(keys)] = keys.transpose(0, 1)
-        self.values[slot, :, : len(values)] = values.transpose(0, 1)
+    def store(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Whole sequences: keys, values [B, N, Hkv, E], each into its slot of `slots` [B]."""
+        length = keys.shape[1]
+        self.keys[slots, :, :length] = keys.transpose(1, 2)
+        self.values[slots, :, :length] = values.transpose(1, 2)
 
     def store_next(self, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """One token of each slot of `slots` [A], at positions `places` [A]: keys, values [A, Hkv, E]."""
@@ -63,6 +64,8 @@ class DecodingCache:
         self.history: Tensor | None = None
         #: bool [slots, K R], True = a real token of a neighbor that is kept.
         self.cross_mask: Tensor | None = None
+        #: Columns of it that may be True, per slot.
+        self.cross_widths = [0] * slots
         #: Positions of self-attention, None where they are learned, and of cross-attention.
         self.rotary: RotaryTable | None = None
         self.cross_rotary: RotaryTable | None = None
@@ -102,13 +105,17 @@ class DecodingCache:
         for tensor in (self.history, self.cross_mask):
             if tensor is not None:
                 tensor[target] = tensor[source]
+        self.cross_widths[target] = self.cross_widths[source]
 
-    def remember(self, slot: int, states: Tensor) -> None:
-        """Keep the last M states [n, D] of a sequence of n tokens."""
+    def remember(self, slots: Tensor, states: Tensor, lengths: Tensor) -> None:
+        """Keep the last M states of sequences [B, N, D] of `lengths` [B] tokens, each in its slot of `slots` [B]."""
         if self.history is None:
             return
-        positions = torch.arange(len(states), device=self._device)[-self._chunk :]
-        self.history[slot, positions % self._chunk] = states[-self._chunk :].to(self.history.dtype)
+        # Of a shorter sequence the places of missing positions hold its first state; `recall`'s caller masks them.
+        positions = lengths[:, None] + torch.arange(-self._chunk, 0, device=self._device)
+        rows = torch.arange(len(states), device=self._device)[:, None]
+        kept = states[rows, positions.clamp(min=0)]
+        self.history[slots[:, None], positions % self._chunk] = kept.to(self.history.dtype)
 
     def remember_next(self, order: Tensor, places: Tensor, states: Tensor) -> None:
         """Keep the states [A, D] of one token of each slot of `order` [A], at positions `places` [A]."""
@@ -130,11 +137,17 @@ class DecodingCache:
         for kept, new in ((cache.cross_keys, keys), (cache.cross_values, values)):
             kept[rows, :, : new.shape[1]] = new.transpose(1, 2).to(kept.dtype)
 
-    def store_mask(self, slots: list[int], plan: RetrievalPlan, rows: slice = slice(None)) -> None:
-        """Say which of the stored neighbor tokens are real: those of these rows of the plan."""
+    def store_mask(self, slots: list[int], plan: RetrievalPlan, rows: Tensor | None = None) -> None:
+        """Say which of the stored neighbor tokens are real: those of these rows of the plan, None = of all."""
         assert self.cross_mask is not None
         width = plan.num_neighbors * plan.longest
-        for index in slots:
-            self.cross_mask[index] = False
-        real = True if plan.key_mask is None else plan.key_mask[rows]
-        self.cross_mask[torch.tensor(slots, device=self._device), :width] = real
+        order = torch.tensor(slots, device=self._device)
+        self.cross_mask[order] = False
+        real = plan.key_mask if plan.key_mask is None or rows is None else plan.key_mask[rows]
+        self.cross_mask[order, :width] = True if real is None else real
+        for slot in slots:
+            self.cross_widths[slot] = width
+
+    def cross_width(self, slots: list[int]) -> int:
+        """Columns behind which none of these slots has a real neighbor token."""
+        return max(self.cross_widths[slot] for slot in slots)
