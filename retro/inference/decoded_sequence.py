@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from torch import Tensor
 
+from retro.inference.draft import Draft
 from retro.inference.given_neighbors import Neighbors
 from retro.inference.language_model import ChunkEvidence, Generated
 from retro.inference.prediction import Prediction
@@ -14,6 +15,7 @@ from retro.inference.requests import EngineRequest, Update
 from retro.inference.sampling import Sampler, TokenLogprob, probability_and_entropy, token_logprob
 from retro.inference.stopping import TextStream
 from retro.retrieval.policy import Moment
+from retro.retrieval.rule_policy import IfUnsure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,10 @@ class DecodedSequence:
         self._new_evidence: list[ChunkEvidence] = []
         self._sampler, self._text = sampler, text
         self._last_logits: Tensor | None = None
+        #: Holds updates back while the answer without retrieval may still be discarded.
+        self.draft: Draft | None = None
+        if isinstance(request.policy, IfUnsure) and not self.brings_neighbors:
+            self.draft = Draft(request.policy)
         self._token_logprobs: list[float] = []
         #: Share of the time that decoding took so far.
         self.seconds = 0.0
@@ -52,6 +58,11 @@ class DecodedSequence:
     @property
     def new_tokens(self) -> list[int]:
         return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def token_logprobs(self) -> list[float]:
+        """Natural, of the model's probability of each token drawn so far, the end-of-text token included."""
+        return self._token_logprobs
 
     @property
     def is_plain(self) -> bool:
