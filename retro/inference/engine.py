@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from retro.config.errors import ConfigError
-from retro.inference.decoded_sequence import DecodedSequence
+from retro.inference.decoded_sequence import DecodedSequence, Retrieval
 from retro.inference.evidence import describe_neighbors
 from retro.inference.given_neighbors import Neighbors, check_neighbors, lay_out_neighbors
 from retro.inference.language_model import ChunkEvidence
 from retro.inference.precision import inference
 from retro.inference.prediction import Prediction, read_predictions
+from retro.inference.prompt_batches import batch_by_length
 from retro.inference.requests import EngineRequest, Update
 from retro.inference.sampling import Sampler
 from retro.inference.stopping import TextStream
@@ -223,10 +224,10 @@ class Engine:
                 assert sequence.request.neighbors is not None
                 sequence.add_retrieval(len(sequence.tokens) - 1, sequence.request.neighbors, None)
                 retrieving.append(sequence)
-        for slot, sequence in enumerate(running):
-            if sequence.is_full:
-                sequence.drop()
-                self._prefill(slot, sequence, len(sequence.tokens) - 1)
+        full = [(slot, sequence) for slot, sequence in enumerate(running) if sequence.is_full]
+        for _, sequence in full:
+            sequence.drop()
+        self._prefill([(slot, sequence, len(sequence.tokens) - 1) for slot, sequence in full])
         tokens = torch.tensor([s.tokens[-1] for s in running], device=self._device)
         if not retrieving:
             with inference(self._device, self._precision):
@@ -251,22 +252,47 @@ class Engine:
                 sequence.add_retrieval(len(sequence.tokens) - 1, given, None)
             elif sequence.request.neighbors:
                 sequence.add_retrieval(len(sequence.tokens) - 1, sequence.request.neighbors, None)
-        out = []
-        for sequence in new:
-            out.append(self._prefill(len(self._running), sequence, len(sequence.tokens)))
-            self._running.append(sequence)
-        return out
+        first = len(self._running)
+        self._running += new
+        return self._prefill([(first + i, sequence, len(sequence.tokens)) for i, sequence in enumerate(new)])
 
-    def _prefill(self, slot: int, sequence: DecodedSequence, stop: int) -> Tensor:
-        """Fill a slot with the window up to token `stop` of a sequence; logits float32 [V] of what follows."""
-        tokens = torch.tensor(sequence.tokens[sequence.dropped : stop], device=self._device)
-        seen = [r for r in sequence.retrievals if sequence.dropped <= r.end < stop]
-        neighbors = mask = ends = None
-        if seen:
-            neighbors, mask = self._neighbor_tokens([r.neighbors for r in seen])
-            ends = torch.tensor([r.end - sequence.dropped for r in seen], device=self._device)
-        with inference(self._device, self._precision):
-            return self._state.prefill(slot, tokens, neighbors, mask, ends)
+    def _prefill(self, places: list[tuple[int, DecodedSequence, int]]) -> list[Tensor]:
+        """Fill slots with the windows of sequences up to a token each (slot, sequence, stop), those of similar length
+        in one pass; logits float32 [V] of what follows each, in their order."""
+        served = [[r for r in s.retrievals if s.dropped <= r.end < stop] for _, s, stop in places]
+        lengths = [stop - sequence.dropped for _, sequence, stop in places]
+        extra = [sum(map(self._neighbor_size, rows)) for rows in served]
+        out: dict[int, Tensor] = {}
+        for group in batch_by_length(lengths, extra):
+            tokens = torch.zeros(len(group), max(lengths[i] for i in group), dtype=torch.int64)
+            most = max(len(served[i]) for i in group)
+            rows: list[Neighbors | None] = []
+            ends = torch.full((len(group), most), -1)
+            for row, i in enumerate(group):
+                _, sequence, stop = places[i]
+                tokens[row, : lengths[i]] = torch.tensor(sequence.tokens[sequence.dropped : stop])
+                rows += [r.neighbors for r in served[i]] + [None] * (most - len(served[i]))
+                ends[row, : len(served[i])] = torch.tensor([r.end - sequence.dropped for r in served[i]])
+            neighbors = mask = None
+            if most:
+                neighbors, mask = (x.unflatten(0, ends.shape) for x in self._neighbor_tokens(rows))
+            with inference(self._device, self._precision):
+                logits = self._state.prefill_batch(
+                    [places[i][0] for i in group],
+                    tokens.to(self._device),
+                    [lengths[i] for i in group],
+                    neighbors,
+                    mask,
+                    ends.to(self._device) if most else None,
+                )
+            out.update(zip(group, logits, strict=True))
+        return [out[i] for i in range(len(places))]
+
+    def _neighbor_size(self, retrieval: Retrieval) -> int:
+        """About how many tokens its neighbors have."""
+        if isinstance(retrieval.neighbors, tuple):
+            return sum(map(len, retrieval.neighbors))
+        return len(retrieval.neighbors) * 2 * self._model.config.chunk_length
 
     def _retrieve(self, places: list[tuple[DecodedSequence, int]]) -> None:
         """Neighbors for the chunks that end at these positions of these sequences, searched together."""
