@@ -15,7 +15,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_loads_and_says_what_it_is_for(path):
-    assert path.stem.endswith(load_config(EvalConfig, path, ["checkpoint=runs/x"]).task)
+    required = ["checkpoint=runs/x", *(["qa.questions=data/x"] if "qa:" in path.read_text().split() else [])]
+    assert load_config(EvalConfig, path, required).task in path.stem
     assert path.read_text().startswith("# ") and "Hardware" in path.read_text()
 
 
