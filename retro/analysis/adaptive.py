@@ -83,6 +83,7 @@ def analyse_adaptive(
         "arms": {"closed": questions.closed.name, "retrieval": questions.retrieval.name},
         "questions": len(questions.ids),
         "left_out": questions.left_out,
+        "units": len(np.unique(questions.units)),
         "with_popularity": int(np.isfinite(questions.popularity).sum()),
         "all": {
             "closed": float(questions.closed.scores.mean()),
@@ -104,7 +105,7 @@ def _describe(
 ) -> dict[str, Any]:
     better = "retrieval" if questions.gains.sum() > 0 else "closed"
     fixed = questions.retrieval.scores if better == "retrieval" else questions.closed.scores
-    gain = gain_over(held_out, fixed, settings.draws, settings.plan.seed)
+    gain = gain_over(held_out, questions, fixed, settings.draws, settings.plan.seed)
     scores = held_out.scores
     return {
         "accuracy": {name: spread(values).to_json() for name, values in scores.items()},

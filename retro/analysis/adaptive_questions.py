@@ -39,12 +39,14 @@ class AnsweredQuestions:
     """Q questions that both arms answered.
 
     relations: "" where there is none; popularity: float64 [Q], monthly page views of the subject, NaN where unknown;
+    units: int64 [Q], which of the units 0.. that a bootstrap draws: questions about one document are not independent;
     left_out: how many questions are missing for want of an answer in one of the arms.
     """
 
     ids: tuple[str, ...]
     relations: tuple[str, ...]
     popularity: np.ndarray
+    units: np.ndarray
     closed: ArmAnswers
     retrieval: ArmAnswers
     left_out: int = 0
@@ -86,10 +88,12 @@ def pair_answers(
     kept = [(c, r, a, b) for c, r, a, b in scored if a is not None and b is not None]
     if not kept:
         raise ArtifactMismatchError(f"expected questions that both arms answered, found none among {len(pairs)}")
+    numbers: dict[str, int] = {}
     return AnsweredQuestions(
         ids=tuple(_id(c) for c, *_ in kept),
         relations=tuple(str(c.get("relation") or "") for c, *_ in kept),
         popularity=np.array([_number(c, "popularity") for c, *_ in kept]),
+        units=np.array([numbers.setdefault(_unit(c), len(numbers)) for c, *_ in kept], np.int64),
         closed=_answers([c for c, *_ in kept], [a for *_, a, _ in kept], prices),
         retrieval=_answers([r for _, r, *_ in kept], [b for *_, b in kept], prices),
         left_out=len(pairs) - len(kept),
@@ -112,6 +116,12 @@ def _id(row: Row) -> str:
     if "id" not in row or "arm" not in row:
         raise ArtifactCorruptError("responses: expected rows of task qa with `id` and `arm`; evaluate with task: qa")
     return str(row["id"])
+
+
+def _unit(row: Row) -> str:
+    """The first document that holds the answer, where the source names one; else the question itself."""
+    evidence = row.get("evidence")
+    return f"document {evidence[0]}" if evidence else f"question {_id(row)}"
 
 
 def _number(row: Row, name: str) -> float:

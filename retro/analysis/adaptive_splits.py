@@ -132,11 +132,11 @@ def spread(values: np.ndarray) -> Spread:
     return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0, float(low), float(high))
 
 
-def gain_over(held_out: HeldOut, fixed: np.ndarray, draws: int, seed: int) -> Estimate:
+def gain_over(held_out: HeldOut, questions: AnsweredQuestions, fixed: np.ndarray, draws: int, seed: int) -> Estimate:
     """Adaptive minus fixed scores (float64 [Q]), each question with the mean over the splits that tested it, and the
-    95% interval of a paired bootstrap over questions."""
+    95% interval of a paired bootstrap over the questions' units."""
     tested = held_out.times > 0
-    sums = DocumentSums(np.arange(int(tested.sum())), draws, seed)
+    sums = DocumentSums(np.unique(questions.units[tested], return_inverse=True)[1], draws, seed)
     sums.add("adaptive", held_out.question_scores[tested])
     sums.add("fixed", fixed[tested])
     sums.add("count", np.ones(int(tested.sum())))

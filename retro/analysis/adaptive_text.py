@@ -49,7 +49,7 @@ def _describe_policy(kind: str, policy: Mapping[str, Any], arms: Mapping[str, st
     gain = policy["gain"]["by_question"]
     interval = f" [{gain['low']:+.4f}, {gain['high']:+.4f}]" if gain["low"] is not None else ""
     over = f"never ({arms['closed']})" if policy["better_fixed"] == "closed" else f"always ({arms['retrieval']})"
-    lines = [f"  {kind}: {gain['value']:+.4f}{interval} over {over}, the better fixed arm (bootstrap over questions)"]
+    lines = [f"  {kind}: {gain['value']:+.4f}{interval} over {over}, the better fixed arm (bootstrap)"]
     share = policy["share_retrieved"]["mean"]
     if share < _FIXED or share > 1 - _FIXED:
         lines.append(f"    it {'never' if share < _FIXED else 'always'} retrieves, but for {min(share, 1 - share):.1%}")

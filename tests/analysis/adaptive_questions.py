@@ -27,6 +27,7 @@ def answered(relations, popularity, closed, retrieval, **options):
         ids=tuple(f"q{i}" for i in range(count)),
         relations=tuple(relations),
         popularity=np.asarray(popularity, float),
+        units=np.arange(count),
         closed=arm("closed_book", closed, logprobs=options.get("logprobs")),
         retrieval=arm("retro", retrieval, seconds=3.0, prompt=50),
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retro.analysis.adaptive import AdaptiveSettings, analyse_adaptive
 from retro.analysis.adaptive_policies import confidence_policy, fitted_rule, popularity_policy
 from retro.analysis.adaptive_questions import pair_answers
-from retro.analysis.adaptive_splits import SplitPlan, draw_dev, evaluate_splits, saved
+from retro.analysis.adaptive_splits import SplitPlan, draw_dev, evaluate_splits, gain_over, saved
 from retro.analysis.adaptive_thresholds import ThresholdFit, best_threshold, candidates, fit_thresholds
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from tests.analysis.adaptive_questions import answered, crossing_questions
@@ -234,7 +234,9 @@ def test_rows_of_two_arms_are_paired_by_question():
     retrieval = [row(key, "rag", 1.0, popularity=None, latency_ms=7) for key in "cba"]
     found = pair_answers(closed, retrieval, lambda r: r["right"])
     assert (found.ids, found.left_out) == (("a", "c"), 1)
-    assert found.gains.tolist() == [0.0, 1.0]
+    assert found.gains.tolist() == [0.0, 1.0] and found.units.tolist() == [0, 1]
+    same = [{**r, "evidence": ["doc", "other"]} for r in closed]
+    assert pair_answers(same, retrieval, lambda r: r["right"]).units.tolist() == [0, 0]
     assert found.popularity.tolist() == [10.0, 10.0]
     assert found.retrieval.expenses["latency_ms"].tolist() == [7, 7]
     assert np.isnan(found.closed.expenses["latency_ms"]).all()
@@ -246,3 +248,23 @@ def test_rows_of_two_arms_are_paired_by_question():
         pair_answers([*closed, closed[0]], retrieval, lambda r: r["right"])
     with pytest.raises(ArtifactCorruptError, match="seconds: expected a number, found 'x'"):
         pair_answers([row("a", "g", 1.0, seconds="x")], [row("a", "h", 1.0)], lambda r: r["right"])
+
+
+def test_questions_about_one_document_are_drawn_together():
+    """Ten copies of each question tell no more than one of each."""
+    rng = np.random.default_rng(4)
+    few, _ = crossing_questions(rng, 60, {"author": (5.0, 0.4)})
+    many = answered(
+        few.relations * 10,
+        np.tile(few.popularity, 10),
+        np.tile(few.closed.scores, 10),
+        np.tile(few.retrieval.scores, 10),
+    )
+    held_out = evaluate_splits(popularity_policy(many, FIT), many, SplitPlan(splits=40))
+
+    def width(units):
+        questions = dataclasses.replace(many, units=units)
+        found = gain_over(held_out, questions, many.retrieval.scores, 400, 0)
+        return found.high - found.low
+
+    assert width(np.tile(np.arange(60), 10)) > 2.5 * width(np.arange(600))

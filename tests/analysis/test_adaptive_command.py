@@ -41,7 +41,7 @@ def write_evaluation(folder, arms, *, popularity=True, task="popqa", questions="
         "task_definition": definition,
         "split": "test",
         "arms": {arm: {} for arm in arms},
-        "qa": {"questions": questions, "layout": {"answer_tokens": 16}},
+        "qa": {"questions": questions, "max_new_tokens": 16},
     }
     (folder / "results.json").write_text(json.dumps(results))
     return folder

@@ -167,7 +167,7 @@ class _Evaluation:
             definition = results["task_definition"]
             self.task, self.primary = str(definition["name"]), str(definition["primary"])
             self.split, self.questions = str(results["split"]), str(results["qa"]["questions"])
-            self.answer_tokens = int(results["qa"]["layout"]["answer_tokens"])
+            self.answer_tokens = int(results["qa"]["max_new_tokens"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise ArtifactCorruptError(f"{path / 'results.json'}: {detail}; {_AGAIN}") from None
