@@ -22,7 +22,7 @@ def parse_question(record: dict[str, Any]) -> QaQuestion:
     """The question that `question_record` wrote. Raises ValueError, TypeError or KeyError for anything else."""
     question = QaQuestion(
         **{name: _text(record[name]) for name in _TEXTS},  # type: ignore[arg-type]
-        **{name: tuple(map(_text, record[name])) for name in _LISTS},  # type: ignore[arg-type]
+        **{name: tuple(map(_text, _list(record[name]))) for name in _LISTS},  # type: ignore[arg-type]
         **{name: None if record[name] is None else _number(record[name]) for name in _NUMBERS},  # type: ignore[arg-type]
     )
     if not question.answers:
@@ -47,6 +47,12 @@ def parse_passage(record: dict[str, Any]) -> Passage:
         chunk=record["chunk"],
         score=math.nan if record["score"] is None else _number(record["score"]),
     )
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, found {value!r}")
+    return value
 
 
 def _text(value: Any) -> str:
