@@ -25,6 +25,7 @@ from retro.data.qa.question_file import (
 from retro.data.qa.task import TaskDefinition, task_to_dict
 
 _ORDER = ("train", "dev", "test")
+_COMMON = 50
 
 
 class QaQuestionsStage(Stage):
@@ -196,8 +197,8 @@ class _Figures:
     def record(self) -> dict[str, Any]:
         return {
             **dict(self._counts),
-            "groups": dict(sorted(self._groups.items())),
-            "relations": dict(sorted(self._relations.items())),
+            "groups": _common(self._groups),
+            "relations": _common(self._relations),
         }
 
 
@@ -233,6 +234,12 @@ def _check_ids(lines: dict[str, list[_Line]]) -> None:
                     "or set fields.id to null, and ids are made of the questions"
                 )
             seen[line.id] = split
+
+
+def _common(counts: Counter[str]) -> dict[str, Any]:
+    """Number of names, and the commonest with their questions: a source may have thousands."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {"names": len(counts), "common": ordered[:_COMMON]}
 
 
 def _in_order(splits: Iterable[str]) -> tuple[str, ...]:

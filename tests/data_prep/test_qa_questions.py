@@ -56,7 +56,7 @@ def test_questions_in_their_splits(files, tmp_path):
     assert sorted(ids(found, "train") + ids(found, "dev")) == sorted(f"train{i}" for i in range(200))
     assert sorted(ids(found, "test")) == sorted(f"test{i}" for i in range(30))
     assert 30 <= found.count("dev") <= 70
-    assert found.figures["train"]["groups"] == {"g": found.count("train")}
+    assert found.figures["train"]["groups"] == {"names": 1, "common": [["g", found.count("train")]]}
     assert found.figures["test"] == {
         "split": "test",
         "made_of": None,
@@ -67,8 +67,8 @@ def test_questions_in_their_splits(files, tmp_path):
         "with_passages": 0,
         "with_popularity": 30,
         "asked_in_another_split": 0,
-        "groups": {},
-        "relations": {"r": 30},
+        "groups": {"names": 0, "common": []},
+        "relations": {"names": 1, "common": [["r", 30]]},
     }
     assert found.figures["dev"]["made_of"] == "train" and found.figures["dev"]["with_evidence"] == found.count("dev")
     with pytest.raises(ConfigError, match=r"expected a split of these questions \(train, dev, test\), found 'valid'"):
