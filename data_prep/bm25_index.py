@@ -16,6 +16,7 @@ from retro.config.errors import ArtifactMismatchError
 from retro.config.prep_index import IndexConfig
 from retro.config.sections import result_fields
 from retro.data.chunk_store import ChunkStore, open_chunk_store
+from retro.data.tokenizer import Tokenizer
 from retro.retrieval.bm25 import (
     DOCUMENT_FREQUENCY,
     VOCABULARY,
@@ -28,6 +29,7 @@ from retro.retrieval.bm25 import (
 )
 from retro.retrieval.chunk_text import CHUNKS_KIND, chunk_token_rows, open_chunk_tokenizer
 from retro.retrieval.searcher import INDEX_KIND
+from retro.retrieval.terms import TermCounts
 
 _BLOCK = 8192
 _PARTS = ("terms", "offsets", "chunks", "counts", "lengths")
@@ -79,6 +81,10 @@ class BM25IndexStage(Stage):
     def _chunks(self) -> ChunkStore:
         return open_chunk_store(self.inputs[CHUNKS_KIND])
 
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return open_chunk_tokenizer(self.inputs[CHUNKS_KIND])
+
     def plan(self) -> list[Shard]:
         """The segments of the base, then contiguous ranges of chunks."""
         rows = open_manifest(self.inputs[CHUNKS_KIND]).rows
@@ -101,14 +107,17 @@ class BM25IndexStage(Stage):
         if shard.spec.get("base"):
             self._take_over(shard, out)
             return ShardResult(stop - start)
-        tokenizer = open_chunk_tokenizer(self.inputs[CHUNKS_KIND])
-        blocks = []
-        for first in range(start, max(stop, start + 1), _BLOCK):
-            rows = chunk_token_rows(self._chunks, np.arange(first, min(first + _BLOCK, stop)))
-            blocks.append(query_terms(rows, tokenizer, self._bm25))
+        blocks = [
+            self.block_terms(first, min(first + _BLOCK, stop)) for first in range(start, max(stop, start + 1), _BLOCK)
+        ]
         for part, array in segment_arrays(blocks).items():
             np.save(segment_file(out, part, shard.name), array)
         return ShardResult(stop - start)
+
+    def block_terms(self, first: int, stop: int) -> TermCounts:
+        """Terms of chunks first..stop-1."""
+        rows = chunk_token_rows(self._chunks, np.arange(first, stop))
+        return query_terms(rows, self._tokenizer, self._bm25)
 
     def _take_over(self, shard: Shard, out: Path) -> None:
         start, stop = shard.spec["start"], shard.spec["stop"]

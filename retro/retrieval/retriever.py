@@ -10,11 +10,10 @@ import numpy as np
 from retro.config.errors import ArtifactMismatchError
 from retro.retrieval.filters import Exclusions, OwnKeys, compact
 from retro.retrieval.overlap import longest_common_runs
-from retro.retrieval.searcher import Searcher, WideningSearcher
+from retro.retrieval.searcher import Scorer, Searcher, WideningSearcher
 
 if TYPE_CHECKING:
     from retro.data.chunk_store import ChunkStore
-    from retro.retrieval.bm25 import BM25Searcher
 
 # Candidates of a row whose overlap is computed at a time: few more than are needed, and a bounded amount of memory.
 _WAVE = 32
@@ -35,8 +34,9 @@ class Retriever:
 
     candidates: fetched per query before anything is dropped; where too few remain and the database has more, twice as
     many are fetched for those queries, and more lists of an approximate index are looked at, until enough remain or
-    there are no more. Chunks of removed documents are dropped, whatever the index says. reranker: a BM25 index of the
-    same database that orders the remaining candidates of a dense searcher; distances are then its negated scores.
+    there are no more. Chunks of removed documents are dropped, whatever the index says. reranker: an index of the
+    same database (BM25, after a dense search) that orders the remaining candidates; distances are then its negated
+    scores.
     max_overlap_tokens: drop candidates whose chunk and continuation share a longer run of tokens with the query.
     exclusion_keys: uint64 [documents of the database], indexed like an array: what exclusions name documents by; None =
     their document keys.
@@ -48,7 +48,7 @@ class Retriever:
         database: ChunkStore,
         *,
         candidates: int = 200,
-        reranker: BM25Searcher | None = None,
+        reranker: Scorer | None = None,
         max_overlap_tokens: int | None = None,
         exclusion_keys: KeyTable | None = None,
     ) -> None:
@@ -176,8 +176,8 @@ class Retriever:
             start += step
 
     @staticmethod
-    def _rerank(reranker: BM25Searcher, terms: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates by descending BM25 score; equal scores keep the order of the first search."""
+    def _rerank(reranker: Scorer, terms: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates by descending score; equal scores keep the order of the first search."""
         scores = np.where(ids >= 0, -reranker.score(terms, ids), np.float32(np.inf)).astype(np.float32)
         order = np.argsort(scores, axis=1, kind="stable")
         return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)

@@ -53,6 +53,27 @@ class WideningSearcher(Protocol):
         """As `search_encoded`, looking at `times` as many lists; and whether that is all there is to look at."""
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """What orders given chunks: a searcher that also scores those it was not asked to find."""
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks in the database."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores, JSON-able."""
+
+    def encode(self, token_rows: Sequence[np.ndarray]) -> Any:
+        """Queries in the scorer's own form."""
+
+    def take(self, encoded: Any, rows: np.ndarray) -> Any:
+        """Some of the encoded queries."""
+
+    def score(self, encoded: Any, ids: np.ndarray) -> np.ndarray:
+        """Scores float32 [n, c], larger is better, of given chunks int64 [n, c]; what stands at -1 has no meaning."""
+
+
 def open_searcher(folder: str | Path, device: str = "auto") -> Searcher:
     """The searcher of a finished index, with the embedder or the terms that the index was made with.
 

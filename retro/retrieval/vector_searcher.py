@@ -15,7 +15,7 @@ from retro.config.prep_index import VectorIndexConfig
 from retro.retrieval.chunk_text import CHUNKS_KIND, decode_rows, open_chunk_tokenizer
 from retro.retrieval.devices import choose_engine
 from retro.retrieval.embedder import Embedder, Metric, check_recipe, open_embedder
-from retro.retrieval.exact import ExactIndex
+from retro.retrieval.exact import ExactIndex, pair_distances
 from retro.retrieval.faiss_index import FaissIndex, Part, SearchSettings, read_faiss
 from retro.retrieval.vectors import VectorStore, open_vectors
 
@@ -74,6 +74,17 @@ class VectorSearcher:
         if isinstance(self._index, FaissIndex):
             return self._index.search_wider(encoded, k, times)
         return *self._index.search(encoded, k), True
+
+    def score(self, encoded: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Negated exact distances float32 [n, c] of given chunks int64 [n, c]; -inf where the id is -1, and for a zero
+        vector, which is never retrieved."""
+        out = np.full(ids.shape, -np.inf, dtype=np.float32)
+        rows, columns = np.nonzero((ids >= 0) & (encoded != 0).any(axis=1)[:, None])
+        chunks = ids[rows, columns]
+        distances = pair_distances(encoded, rows, chunks, self._vectors, self.embedder.metric)
+        empty = (self.stored(chunks) == 0).all(axis=1)
+        out[rows, columns] = np.where(empty, -np.inf, -distances)
+        return out
 
     def stored(self, ids: np.ndarray) -> np.ndarray:
         """Vectors of database chunks int64 [n], as `encode` gives them but for the rounding of their storage."""

@@ -32,14 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     rank, world_size = resolve_rank(arguments.rank, arguments.world_size)
     config = read_config(arguments)
     started = time.monotonic()
-    with _stopped_in_order():
+    with stopped_in_order():
         release = run_pipeline(config, rank=rank, world=world_size)
     print(f"release: {release} ({time.monotonic() - started:.0f} s)")
     return 0
 
 
 @contextmanager
-def _stopped_in_order() -> Iterator[None]:
+def stopped_in_order() -> Iterator[None]:
     """SIGTERM (a time limit, a preemption) is treated like Ctrl-C: what we hold is free for others at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,6 @@ docs/formats.md has the fields.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,33 +17,22 @@ from typing import TYPE_CHECKING, Any
 from retro.artifacts.manifest import Manifest, open_manifest
 from retro.config.errors import ArtifactCorruptError, ArtifactMissingError, ConfigError
 from retro.data.qa.pointer import POINTER, read_pointer
-from retro.data.qa.record import Passage, PreparedQuestion, QaQuestion
+from retro.data.qa.record import PreparedQuestion
+from retro.data.qa.record_json import parse_passage, parse_question, passage_record, question_record
 
 if TYPE_CHECKING:
     from retro.data.qa.task import TaskDefinition
 
 QA_PASSAGES_KIND = "qa_passages"
 
-_TEXTS = ("id", "question", "group", "relation", "subject")
-_NUMBERS = ("popularity", "object_popularity")
-
 
 def prepared_line(prepared: PreparedQuestion) -> bytes:
     """As one line of JSON, with its line end. A score that is unknown (NaN) is null."""
-    question = prepared.question
     record = {
-        "id": question.id,
-        "question": question.question,
-        "answers": question.answers,
-        "evidence": question.evidence,
-        "group": question.group,
-        "relation": question.relation,
-        "subject": question.subject,
-        "popularity": question.popularity,
-        "object_popularity": question.object_popularity,
+        **question_record(prepared.question),
         "seen": prepared.seen,
-        "passages": [_passage_record(passage) for passage in prepared.passages],
-        "oracle": [_passage_record(passage) for passage in prepared.oracle],
+        "passages": [passage_record(passage) for passage in prepared.passages],
+        "oracle": [passage_record(passage) for passage in prepared.oracle],
     }
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8") + b"\n"
@@ -54,23 +42,14 @@ def parse_prepared(line: bytes, where: str) -> PreparedQuestion:
     """The question of one line. `where` names it in the ArtifactCorruptError raised for anything else."""
     try:
         record: dict[str, Any] = json.loads(line)
-        texts = {name: _text(record[name]) for name in _TEXTS}
-        numbers = {name: None if record[name] is None else _number(record[name]) for name in _NUMBERS}
-        question = QaQuestion(
-            answers=tuple(_text(answer) for answer in record["answers"]),
-            evidence=tuple(_text(document) for document in record["evidence"]),
-            **texts,
-            **numbers,  # type: ignore[arg-type]
-        )
-        if not question.answers:
-            raise ValueError("no answers")
-        if record["seen"] not in (True, False, None):
-            raise ValueError(f"seen: {record['seen']!r}")
+        seen = record["seen"]
+        if seen is not None and not isinstance(seen, bool):
+            raise ValueError(f"expected seen to be true, false or null, found {seen!r}")
         return PreparedQuestion(
-            question,
-            passages=tuple(_passage(passage) for passage in record["passages"]),
-            oracle=tuple(_passage(passage) for passage in record["oracle"]),
-            seen=record["seen"],
+            parse_question(record),
+            passages=tuple(map(parse_passage, record["passages"])),
+            oracle=tuple(map(parse_passage, record["oracle"])),
+            seen=seen,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ArtifactCorruptError(
@@ -94,7 +73,7 @@ def read_prepared(path: Path) -> Iterator[PreparedQuestion]:
 class PreparedQuestions:
     """A finished artifact of prepared questions.
 
-    folder: of the artifact; splits: names, in the order of the configuration; fingerprint: of the artifact: task, questions,
+    folder: of the artifact; splits: names, in the order of the configuration; fingerprint: of task, questions,
     database and retrieval; release: fingerprint of the release whose passages these are, None where they came with the
     questions; retrieval: how they were found (`method` and its options).
     """
@@ -177,39 +156,3 @@ def _files_by_split(manifest: Manifest) -> dict[str, list[str]]:
         split, _, _ = str(shard["name"]).rpartition("-")
         files.setdefault(split, []).extend(str(entry["name"]) for entry in shard["files"])
     return files
-
-
-def _passage_record(passage: Passage) -> dict[str, Any]:
-    return {
-        "title": passage.title,
-        "text": passage.text,
-        "document": passage.document,
-        "chunk": passage.chunk,
-        "score": None if math.isnan(passage.score) else passage.score,
-    }
-
-
-def _passage(record: dict[str, Any]) -> Passage:
-    score = record["score"]
-    chunk = record["chunk"]
-    if type(chunk) is not int:
-        raise ValueError(f"expected a whole number, found {chunk!r}")
-    return Passage(
-        title=_text(record["title"]),
-        text=_text(record["text"]),
-        document=_text(record["document"]),
-        chunk=chunk,
-        score=math.nan if score is None else _number(score),
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {value!r}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"expected a number, found {value!r}")
-    return float(value)

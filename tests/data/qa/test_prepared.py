@@ -71,6 +71,7 @@ def test_an_unknown_score_is_null_and_comes_back_as_nan() -> None:
         {"answers": None},
         {"id": 7},
         {"seen": "yes"},
+        {"seen": 1},
         {"popularity": "many"},
         {"popularity": True},
         {"passages": [{"title": "a", "text": "b", "document": "c", "chunk": 1.5, "score": 1}]},
