@@ -16,6 +16,7 @@ _ARM_WORDS = {CLOSED_BOOK: "closed book", "rag": "RAG", "retro": "RETRO", "retro
 _MODIFIER_WORDS = {"oracle": "oracle evidence", "random": "random evidence", "gate_0": "gate 0"}
 # What an arm's line looks like where that colour is still free: random evidence is a control, like shuffled neighbors.
 _ROLES = {CLOSED_BOOK: "gpt", "retro": "on", "retro/gate_0": "off", "retro/random": "shuffled"}
+_DEVELOPMENT = {"dev": 1, "valid": 1, "validation": 1, "train": 2}
 _MORE_ROLES = ("x1", "x2", "x3", "x4", "on", "off", "shuffled", "gpt")
 
 
@@ -72,12 +73,19 @@ def reads_retrieved(arm: str) -> bool:
 
 
 def qa_groups(runs: Sequence[Run], answers: Sequence[QaAnswers]) -> list[QaGroup]:
-    """One group per (task, version, split, primary metric), in that order."""
+    """One group per (task, version, split, primary metric): held-out splits before those for development, and among
+    them those with the smallest share of questions about documents of the training text first."""
     by_task: dict[tuple, list[QaAnswers]] = {}
     for item in answers:
         key = (item.task, item.definition["version"], item.split, item.metrics[0])
         by_task.setdefault(key, []).append(item)
-    return [_group(runs, by_task[key]) for key in sorted(by_task)]
+    groups = [_group(runs, by_task[key]) for key in sorted(by_task)]
+    return sorted(groups, key=lambda group: (_DEVELOPMENT.get(group.answers[0].split, 0), _share_seen(group)))
+
+
+def _share_seen(group: QaGroup) -> float:
+    rows = group.reference.rows.values()
+    return sum(row.row.get("seen") is True for row in rows) / max(len(rows), 1)
 
 
 def _group(runs: Sequence[Run], answers: Sequence[QaAnswers]) -> QaGroup:
@@ -88,7 +96,7 @@ def _group(runs: Sequence[Run], answers: Sequence[QaAnswers]) -> QaGroup:
             settings.setdefault((item.run.name, arm, _settings(item)), []).append(item)
     chosen = [(max(items, key=_standing), arm, items) for (_, arm, _), items in settings.items()]
     order = {run.name: i for i, run in enumerate(runs)}
-    chosen.sort(key=lambda c: (order[c[0].run.name], c[0].evaluation.name, list(c[0].arms).index(c[1])))
+    chosen.sort(key=lambda c: (order[c[0].run.name], c[0].evaluation.name, _place(c[1])))
     reference = _reference([(item, arm) for item, arm, _ in chosen])
     chosen.insert(0, chosen.pop(reference))
     labels = _labels(runs, [(item, arm) for item, arm, _ in chosen])
@@ -107,6 +115,17 @@ def _arm(item: QaAnswers, arm: str, label: str, role: str) -> QaArm:
     name = item.evaluation.name
     series = QaSeries(f"{item.run.name}/{name}/{arm}", item.run.name, name, arm, label, role, item.passages, item.shots)
     return QaArm(series, item, item.arms[arm])
+
+
+def _place(arm: str) -> tuple[int, int, str]:
+    """Closed book, RAG, RETRO, RETRO++, each with its controls after it, then policies: results.json has no order."""
+    base, _, modifier = arm.partition("/")
+    bases, modifiers = list(_ARM_WORDS), ["", *_MODIFIER_WORDS]
+    return (
+        bases.index(base) if base in bases else len(bases),
+        modifiers.index(modifier) if modifier in modifiers else len(modifiers),
+        arm,
+    )
 
 
 def _settings(item: QaAnswers) -> str:

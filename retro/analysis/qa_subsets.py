@@ -39,7 +39,7 @@ def subset_masks(rows: Sequence[Row], units_Q: np.ndarray, edges: Sequence[float
     for state, title in _SEEN.items():
         mask = np.array([item is state for item in seen], bool)
         if mask.any():
-            found.append(_subset(f"seen={str(state).lower()}", "seen", f"about {title}", mask, units_Q))
+            found.append(_subset(f"seen={str(state).lower()}", "seen", f"About {title}", mask, units_Q))
     for kind in ("group", "relation"):
         values = [str(row.get(kind) or "") for row in rows]
         distinct = sorted(set(values))

@@ -17,7 +17,7 @@ from retro.analysis.qa_retrieval_tables import (
     sweep_table,
 )
 from retro.analysis.qa_subsets import QaSubset
-from retro.analysis.qa_wording import metric_words, task_words
+from retro.analysis.qa_wording import counted, metric_words, task_words
 
 _BASELINE_WORDS = {
     "commonest_answer": "commonest answer",
@@ -62,6 +62,7 @@ def arms_table(result: QaComparison) -> Table:
         rows.append(Row((f"without reading: {_BASELINE_WORDS.get(name, name)}", *cells, "", "")))
     heads = ("arm", *(f"{metric_words(m)}, %" for m in result.metrics), f"minus {result.reference.label}", "McNemar p")
     several = len(result.metrics)
+    known = next((s for s in result.of_kind("seen") if s.questions == result.questions), None)
     return Table(
         f"Arms side by side: {task_words(result)}",
         heads,
@@ -70,6 +71,7 @@ def arms_table(result: QaComparison) -> Table:
             f"{result.questions:,} questions; [low, high]: 95% interval, paired bootstrap over {result.units:,} "
             f"{result.unit}, {result.draws:,} draws. Differences are percentage points of "
             f"{metric_words(result.primary)}; p: McNemar's exact test, two-sided, over questions."
+            + (f" All are {known.title[0].lower()}{known.title[1:]}." if known is not None else "")
             + left_out(result.left_out, "questions")
         ),
         optional=(*range(several, 1, -1), several + 2),
@@ -118,15 +120,14 @@ def pairs_table(result: QaComparison) -> Table | None:
 def detailed_table(result: QaComparison, kind: str) -> Table | None:
     """Every arm within every part, with intervals and tests; None where there are no parts of the kind."""
     rows = []
-    for subset in result.of_kind(kind):
+    parts = result.of_kind(kind)
+    for subset in parts if len(parts) > 1 else ():
         for item in result.series:
             contrast = result.contrast(item.key, result.reference.key, subset.key)
             score = figure(scaled(result.score(item.key, subset.key)), 1)
             estimate = scaled(contrast.difference) if contrast else None
-            group = f"{subset.title} ({subset.questions:,} questions, {subset.units:,} {result.unit})"
-            rows.append(
-                Row((item.label, score, *_difference(contrast)), item.key, estimate, group[0].upper() + group[1:])
-            )
+            group = f"{subset.title} ({counted(subset.questions, 'questions')}, {counted(subset.units, result.unit)})"
+            rows.append(Row((item.label, score, *_difference(contrast)), item.key, estimate, group))
     if not rows:
         return None
     heads = ("arm", f"{metric_words(result.primary)}, %", f"minus {result.reference.label}", "McNemar p")

@@ -32,6 +32,11 @@ def task_words(result: QaComparison) -> str:
     return f"{result.task}, {result.split}"
 
 
+def counted(number: int, what: str) -> str:
+    """'1 question', '1,200 questions'."""
+    return f"{number:,} {what.removesuffix('s') if number == 1 else what}"
+
+
 def points(estimate: Estimate) -> str:
     """'+5.2 points [95% CI 3.1, 7.3]' of a difference in 0..1."""
     if estimate.value is None:
@@ -44,7 +49,9 @@ def points(estimate: Estimate) -> str:
 
 def qa_headline(result: QaComparison) -> str:
     """The one sentence: the main arm against the reference."""
-    metric, where = metric_words(result.primary), f"{result.questions:,} questions of {task_words(result)}"
+    metric, where = metric_words(result.primary), f"{counted(result.questions, 'questions')} of {task_words(result)}"
+    if any(s.key == "seen=false" and s.questions == result.questions for s in result.subsets):
+        where += " (documents never trained on)"
     reference = result.reference
     candidate = main_candidate(result)
     score = result.score(reference.key).value

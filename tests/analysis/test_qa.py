@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from retro.analysis.comparison import compare_runs
 from retro.analysis.mcnemar import exact_mcnemar
+from retro.analysis.qa_subsets import subset_masks
+from retro.analysis.qa_tables import arms_table, detailed_table
 from retro.analysis.runs import load_runs
+from retro.analysis.wording import headline
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 from tests.analysis.builders import build_pair, write_json
 from tests.analysis.qa_builders import build_qa_pair, build_qa_run, questions, read_lines, write_lines, write_qa
@@ -32,10 +36,10 @@ def compare(*paths, **options):
 
 def test_arms_of_all_runs_stand_side_by_side_and_the_closed_book_gpt_is_the_reference(found):
     assert [s.arm for s in found.series] == [
-        "closed_book", "rag", "retro", "retro/gate_0", "retro/random", "retro++",
+        "closed_book", "rag", "retro", "retro/random", "retro/gate_0", "retro++",
     ]  # fmt: skip
     assert found.reference.run == "qa-gpt" and found.questions == 240 and found.left_out == 0
-    assert [s.label for s in found.series][2:5] == ["RETRO", "RETRO, gate 0", "RETRO, random evidence"]
+    assert [s.label for s in found.series][2:5] == ["RETRO", "RETRO, random evidence", "RETRO, gate 0"]
     assert len({s.role for s in found.series}) == 6
     assert found.metrics == ("exact_match", "f1", "substring") and found.primary == "exact_match"
 
@@ -107,6 +111,16 @@ def test_parts_cover_all_questions(found):
     assert bins[-1].title == "100,000 and more"
     inside = [q for q in questions(240, 0) if 100 <= q["popularity"] < 1000]
     assert bins[2].questions == len(inside)
+
+
+def test_an_edge_belongs_to_the_bin_above_it_and_what_is_below_the_first_to_the_first():
+    rows = [{"id": str(i), "popularity": value} for i, value in enumerate([0.0, 9.9, 10.0, 99.0, 100.0, None])]
+    found = [(subset.title, mask.tolist()) for subset, mask in subset_masks(rows, np.arange(6), [1, 10, 100])][1:]
+    assert found == [
+        ("below 10", [True, True, False, False, False, False]),
+        ("10 to 100", [False, False, True, True, False, False]),
+        ("100 and more", [False, False, False, False, True, False]),
+    ]
 
 
 def test_what_is_unknown_makes_no_parts(tmp_path):
@@ -201,7 +215,22 @@ def test_other_tasks_and_splits_are_other_comparisons(tmp_path):
     content = json.loads((other / "results.json").read_text())
     write_json(other / "results.json", {**content, "split": "dev"})
     results = compare(path)
-    assert [(r.task, r.split, len(r.series)) for r in results] == [("popqa", "dev", 1), ("popqa", "test", 2)]
+    assert [(r.task, r.split, len(r.series)) for r in results] == [("popqa", "test", 2), ("popqa", "dev", 1)]
+
+
+def test_documents_that_were_never_trained_on_come_first(tmp_path):
+    path = build_qa_run(tmp_path / "gpt", "gpt", ("closed_book", "rag"))
+    for split, seen in (("a_seen", True), ("b_unseen", False)):
+        other = write_qa(path, "gpt", ("closed_book", "rag"), name=f"qa-{split}")
+        content = json.loads((other / "results.json").read_text())
+        write_json(other / "results.json", {**content, "split": split})
+        rows = read_lines(other / "responses.jsonl")
+        write_lines(other / "responses.jsonl", [{**row, "seen": seen} for row in rows])
+    comparison = compare_runs(load_runs([path]), draws=200)
+    assert [r.split for r in comparison.qa] == ["b_unseen", "test", "a_seen"]
+    assert "of popqa, b_unseen (documents never trained on): " in headline(comparison)
+    assert "All are about documents never trained on." in arms_table(comparison.qa[0]).caption
+    assert detailed_table(comparison.qa[0], "seen") is None
 
 
 def test_other_questions_of_the_same_id_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -11,6 +12,8 @@ pytest.importorskip("websocket", reason="the package websocket-client is not ins
 from retro.analysis.comparison import compare_runs
 from retro.analysis.html_report import render_report
 from retro.analysis.runs import load_runs
+from retro.eval.metrics.qa_popularity import EDGES
+from tests.analysis.builders import write_json
 from tests.analysis.qa_builders import build_qa_pair, write_adaptive
 from tests.serving.browser import Browser, find_browser
 
@@ -39,6 +42,8 @@ def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     gpt, retro = build_qa_pair(root / "runs", metrics=True)
     write_adaptive(retro / "eval/qa-popqa-test", gpt / "eval/qa-popqa-test")
+    for path in (gpt / "eval/qa-popqa-test/results.json", retro / "eval/qa-popqa-test/results.json"):
+        write_json(path, json.loads(path.read_text()) | {"by_popularity": {"edges": list(EDGES)}})
     runs = load_runs([gpt, retro])
     (root / "report.html").write_text(render_report(runs, compare_runs(runs, draws=300)), encoding="utf-8")
     with Browser() as browser:
@@ -67,11 +72,11 @@ def test_a_chart_tells_the_numbers_of_every_arm_under_the_pointer(page):
     resize(page, 1280)
     x, y = page.run(
         "(() => { const e = document.querySelector('#qa-1 svg.chart'); e.scrollIntoView({block: 'center'});"
-        "const r = e.getBoundingClientRect(); return [r.x + r.width * 0.16, r.y + r.height / 2]; })()"
+        "const r = e.getBoundingClientRect(); return [r.x + r.width * 0.14, r.y + r.height / 2]; })()"
     )
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     tip = page.wait("!document.getElementById('tip').hidden && document.getElementById('tip').textContent")
     lines = tip.split("\n")
-    assert lines[0] == "page views below 10" and len(lines) == 7
+    assert lines[0] == "page views below 3" and len(lines) == 7
     assert any(line.startswith("RETRO++: ") and "[" in line and line.endswith("%]") for line in lines)
     assert page.console == []
