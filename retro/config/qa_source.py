@@ -45,7 +45,7 @@ class Fields:
     question; answers: a text, a list of texts, or {"value", "aliases"} (value first); id: None = made of the question;
     evidence: id or ids of documents that hold the answer; group, relation, subject, popularity, object_popularity: see
     QaQuestion; target: the answer that a model is trained to say, where it is not the first (FiD's TriviaQA); passages:
-    list of {"title", "text"} and, where known, "score" and "id" (DPR and FiD files: ctxs).
+    texts, or {"title", "text"} and, where known, "score" and "id" (DPR and FiD files: ctxs), in a list or one alone.
     @file is the name of a local file up to its first dot. A name that ends in ? may be missing from all records; one
     without it, all but question and answers, from some of them.
     answers_text: what a text in the place of the answers is: one answer, a JSON list (PopQA), or a Python list (DPR's

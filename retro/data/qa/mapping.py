@@ -110,7 +110,9 @@ class QuestionReader:
         if value is _ABSENT:
             return None
         self._found.add(field)
-        return None if value is None or value == "" else value
+        # Tables write what is not known as an empty cell, pandas as NaN, even in place of a text.
+        unknown = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+        return None if unknown else value
 
     def _answers(self, record: Mapping[str, Any]) -> tuple[str, ...]:
         given = _listed(self._needed(record, "answers", lambda value: value), self._fields)
@@ -214,12 +216,16 @@ def _passages(value: Any) -> list[Passage]:
         if len(lengths) != 1:
             raise _ValueProblem("expected a list of passages, found columns of several lengths")
         value = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if not isinstance(value, (list, tuple)):
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
         raise _ValueProblem(f"expected a list of passages, found {_short(value)}")
-    return [_passage(item, number) for number, item in enumerate(value)]
+    passages = [_passage(item, number) for number, item in enumerate(items)]
+    return [passage for passage in passages if passage.text]
 
 
 def _passage(item: Any, number: int) -> Passage:
+    if isinstance(item, str):
+        item = {"text": item}
     if not isinstance(item, Mapping) or not isinstance(item.get("text"), str):
         raise _ValueProblem(f"passage {number}: expected a record with a text, found {_short(item)}")
     score = item.get("score")
@@ -229,7 +235,7 @@ def _passage(item: Any, number: int) -> Passage:
         raise _ValueProblem(f"passage {number}: score: expected a number, found {_short(score)}") from None
     return Passage(
         title=_scalar(item.get("title")),
-        text=item["text"].strip(),
+        text=_scalar(item["text"]),
         document=_scalar(item.get("id")),
         score=known if math.isfinite(known) else math.nan,
     )

@@ -70,6 +70,14 @@ def test_one_evidence_and_none():
     assert read({"question": "q", "answers": "a", "evidence": None}, evidence="evidence").question.evidence == ()
 
 
+@pytest.mark.parametrize("unknown", [None, "", math.nan])
+def test_what_is_not_known(unknown):
+    """As JSON, tables and pandas write it."""
+    record = {"question": "q", "answers": "a", "p": unknown, "g": unknown}
+    found = read(record, popularity="p", group="g").question
+    assert (found.popularity, found.group) == (None, "")
+
+
 def test_the_file_is_a_field():
     assert read({"question": "q", "answers": "a"}, file="P17.train.json", relation="@file").question.relation == "P17"
 
@@ -85,6 +93,12 @@ def test_passages_of_dpr_and_fid():
     assert found[0] == Passage("T", "x", "12", -1, 71.5)
     assert found[1].title == "" and found[1].document == "" and math.isnan(found[1].score)
     assert len(found) == 2 and len(_read_passages(record, None)) == 3
+
+
+@pytest.mark.parametrize(("value", "texts"), [("one", ["one"]), (["x", "", {"text": "y"}], ["x", "y"]), ([], [])])
+def test_passages_that_are_texts(value, texts):
+    found = _read_passages({"question": "q", "answers": ["a"], "ctxs": value}, None)
+    assert [passage.text for passage in found] == texts
 
 
 def test_passages_by_columns():
@@ -129,10 +143,11 @@ def test_made_ids_are_of_the_question_and_not_of_its_place():
         ({"question": "q", "answers": [datetime.datetime(2018, 5, 18)]}, {}, "took texts for times"),
         ({"question": "q", "answers": ["\ud800"]}, {}, "half a character"),
         ({"question": "q", "answers": "a", "p": "many"}, {"popularity": "p"}, "p: expected a number, found 'many'"),
-        ({"question": "q", "answers": "a", "p": math.nan}, {"popularity": "p"}, "expected a number, found nan"),
+        ({"question": "q", "answers": "a", "p": math.inf}, {"popularity": "p"}, "expected a number, found inf"),
         ({"question": "q", "answers": "a", "p": True}, {"popularity": "p"}, "expected a number, found True"),
         ({"question": "q", "answers": "a", "e": [{}]}, {"evidence": "e"}, "e: expected a text, found {}"),
-        ({"question": "q", "answers": "a", "c": "x"}, {"passages": "c"}, "c: expected a list of passages"),
+        ({"question": "q", "answers": "a", "c": 3}, {"passages": "c"}, "c: expected a list of passages"),
+        ({"question": "q", "answers": "a", "c": ["\ud800"]}, {"passages": "c"}, "c: expected text, found half"),
         ({"question": "q", "answers": "a", "c": [{"title": "t"}]}, {"passages": "c"}, "passage 0: expected a record"),
         ({"question": "q", "answers": "a", "c": {"text": ["x"], "title": []}}, {"passages": "c"}, "several lengths"),
         ({"question": "q", "answers": "a", "c": [{"text": "t", "score": "x"}]}, {"passages": "c"}, "score: expected"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -198,3 +200,32 @@ def test_the_source_of_a_preparation_is_checked():
         with pytest.raises(ConfigError) as caught:
             QaSourceConfig(**values)
         assert message in str(caught.value)
+
+
+#: name -> (version, fingerprint). What changes the results of a task raises its version; then this line changes too.
+VERSIONS = {
+    "curated_trec": (1, "4b46a342c84ccc52"),
+    "custom": (1, "064165ef817eec51"),
+    "docs": (1, "584e29de25af4f98"),
+    "efficient_qa": (1, "13426f4452a32a30"),
+    "entity_questions": (1, "24734ffdc7cb9953"),
+    "natural_questions": (1, "d6fc3d9564c196a5"),
+    "popqa": (1, "ab16698104d33613"),
+    "squad_open": (1, "269620093d5e06a1"),
+    "triviaqa": (1, "b9d4db99eff94147"),
+    "web_questions": (1, "a1c17cc43e8d3d89"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_changed_definition_has_a_raised_version(name):
+    task = open_task(name)
+    assert (task.version, task.fingerprint()) == VERSIONS[name]
+
+
+def test_the_documented_definition_loads(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "qa.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(name: city_council\n.*?)```", text, re.DOTALL)
+    (tmp_path / "task.yaml").write_text(example, encoding="utf-8")
+    task = open_task(tmp_path / "task.yaml")
+    assert task.split_off["dev"].by == "evidence" and task.files["test"] == (str(tmp_path / "test.jsonl"),)
