@@ -10,18 +10,20 @@ PASS_TOKENS = 16384
 _SHORTEST_PART = 0.5
 
 
-def batch_by_length(lengths: Sequence[int], extra: Sequence[int], most: int = PASS_TOKENS) -> list[list[int]]:
+def batch_by_length(
+    lengths: Sequence[int], extra: Sequence[int], most: int = PASS_TOKENS, rows: int | None = None
+) -> list[list[int]]:
     """Indices in groups that are padded to one length each, longest first.
 
     lengths: tokens of each sequence; extra: those of its neighbors; most: of padded sequences and neighbors in one
-    group, but for a single sequence that has more by itself.
+    group, but for a single sequence that has more by itself; rows: sequences of a group, None = any number.
     """
     groups: list[list[int]] = []
     longest = widest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], -extra[i], i)):
         if groups:
             size = len(groups[-1]) + 1
-            fits = size * (longest + max(widest, extra[index])) <= most
+            fits = size * (longest + max(widest, extra[index])) <= most and (rows is None or size <= rows)
             if fits and lengths[index] >= _SHORTEST_PART * longest:
                 groups[-1].append(index)
                 widest = max(widest, extra[index])

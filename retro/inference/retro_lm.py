@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from retro.config.errors import ArtifactMismatchError, ConfigError
 from retro.data.chunk_store import ChunkStore
@@ -15,7 +14,8 @@ from retro.inference.engine import Engine
 from retro.inference.language_model import Generated, GenerateRequest, Score, ScoreRequest
 from retro.inference.precision import inference
 from retro.inference.requests import EngineRequest, Update
-from retro.inference.window import Window, WindowRetriever
+from retro.inference.scored_piece import ScoredPiece, continuation_pieces, rolling_pieces
+from retro.inference.scoring import Scorer
 from retro.retrieval.policy import Every, RetrievalPolicy
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class RetroLM:
 
     window_length: most tokens that the model sees at once, more than one chunk; num_neighbors K; retriever: for live
     retrieval, None = none (requests that bring their evidence need `database` only); precision "bf16": matrix products
-    in bfloat16; batch: requests that are decoded side by side; policy: when to retrieve while generating, None = at the
-    end of each chunk.
+    in bfloat16; batch: requests that are decoded, or scored, side by side; policy: when to retrieve while generating,
+    None = at the end of each chunk.
     A model without cross-attention is given no neighbors, whatever is set here.
     """
 
@@ -68,9 +68,6 @@ class RetroLM:
         self.device = next(model.parameters()).device
         self.is_retro = model.config.is_retro
         self.retriever = retriever if self.is_retro else None
-        self.evidence = (
-            WindowRetriever(self.retriever, num_neighbors, tokenizer.pad_id) if self.retriever is not None else None
-        )
         self._chunk = model.config.chunk_length
         # Special tokens that no text contains; the end of the text is a token like others. A tokenizer may use one id
         # for several of them. Ids beyond the tokenizer's (a padded vocabulary) mean nothing.
@@ -99,63 +96,22 @@ class RetroLM:
 
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score | None]:
         """See LanguageModel. Retrieval as in generation: the context ends a chunk, the continuation begins one."""
-        return [self._score_continuation(request) for request in requests]
+        return list(self._scorer().score([self._continuation_pieces(request) for request in requests]))
 
-    def _score_continuation(self, request: ScoreRequest) -> Score | None:
-        context = list(self.prompt_tokens(request.context))
-        continuation = request.continuation
-        answer = self.tokenizer.encode(continuation) if isinstance(continuation, str) else list(continuation)
-        if not answer:
-            return Score(0.0, (), True)
-        window = Window(context, self._chunk, self.window_length, request.first_chunk)
-        window.fit()
-        logprobs: list[float] = []
-        greedy = True
-        done = 0
-        while done < len(answer):
-            # As much as fits, but for the last token, which is not read; the window then moves on by whole chunks.
-            begin = len(window.tokens)
-            part = answer[done : done + window.limit - begin + 1]
-            for token in part[:-1]:
-                window.append(token)
-            distribution = self._window_logprobs(window)[begin - 1 :]
-            ids = torch.tensor(part)
-            logprobs += distribution.gather(1, ids[:, None])[:, 0].tolist()
-            greedy &= bool((distribution.argmax(1) == ids).all())
-            window.append(part[-1])
-            done += len(part)
-        return Score(float(sum(logprobs)), tuple(logprobs), greedy)
+    def _continuation_pieces(self, request: ScoreRequest) -> list[ScoredPiece]:
+        context, continuation = self.prompt_tokens(request.context), request.continuation
+        answer = self.tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
+        return continuation_pieces(context, answer, self._chunk, self.window_length, request.first_chunk)
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score | None]:
         """See LanguageModel. A text is [bos] text [eos], cut into windows of whole chunks that do not overlap."""
-        return [self._score_rolling(text) for text in texts]
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        tokens = [[bos, *self.tokenizer.encode(text), eos] for text in texts]
+        return list(self._scorer().score([rolling_pieces(t, self._chunk, self.window_length) for t in tokens]))
 
-    def _score_rolling(self, text: str) -> Score:
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
-        length = self.window_length // self._chunk * self._chunk
-        logprobs: list[float] = []
-        greedy = True
-        for start in range(0, len(tokens) - 1, length):
-            part = tokens[start : start + length]
-            targets = torch.tensor(tokens[start + 1 : start + 1 + length])
-            window = Window(part, self._chunk, max(length, self._chunk + 1))
-            window.first = min(self._chunk, len(part))  # chunks are counted from the text's begin, as in training
-            window.neighbors = [None] * (len(part) // self._chunk)
-            distribution = self._window_logprobs(window)[: len(targets)]
-            logprobs += distribution.gather(1, targets[:, None])[:, 0].tolist()
-            greedy &= bool((distribution.argmax(1) == targets).all())
-        return Score(float(sum(logprobs)), tuple(logprobs), greedy)
-
-    def _window_logprobs(self, window: Window) -> torch.Tensor:
-        """Natural log-probabilities float32 [N, V] of what follows each token of the window, on the CPU."""
-        neighbors = mask = None
-        if self.evidence is not None and window.neighbors:
-            self.evidence.retrieve(window)
-            neighbors, mask = self.evidence.neighbor_tokens(window, self.device)
-        tokens = torch.tensor([window.tokens], device=self.device)
-        with inference(self.device, self.precision):
-            output = self.model(tokens, neighbors, mask, first_chunk_length=window.first)
-        return torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
+    def _scorer(self) -> Scorer:
+        pad = self.tokenizer.pad_id
+        return Scorer(self.model, self.retriever, self.num_neighbors, pad, self.precision, self.batch)
 
     def generate_until(self, requests: Sequence[GenerateRequest]) -> list[Generated | None]:
         """See LanguageModel. `batch` requests are decoded side by side."""

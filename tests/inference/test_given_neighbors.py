@@ -72,7 +72,8 @@ def test_given_tokens_serve_the_whole_answer(retro, lengths):
     are retrieved."""
     neighbors = passages(retro, *lengths)
     prompts = [tuple(retro.tokenizer.encode(TEXT * 3)[:n]) for n in (1, CHUNK, CHUNK + 5)]
-    counts = [SEQUENCE + CHUNK, 2 * CHUNK + 3, 4]
+    # The window moves once, for one of the cases: the reference is slow.
+    counts = [SEQUENCE + 3 if len(lengths) == 2 else CHUNK + 2, CHUNK + 3, 4]
     requests = [
         GenerateRequest(prompt, count, neighbors=given)
         for prompt, count in zip(prompts, counts, strict=True)
@@ -83,8 +84,8 @@ def test_given_tokens_serve_the_whole_answer(retro, lengths):
         tokens, logprobs = slow(retro, request.prompt, request.neighbors, request.max_new_tokens)
         assert list(result.new_tokens) == tokens and result.evidence == ()
         assert np.allclose(result.token_logprobs, logprobs, atol=1e-4)
-    streamed = list(retro.stream(EngineRequest(prompts[0], 2 * CHUNK, neighbors=neighbors)))[-1].finished
-    assert streamed.new_tokens == results[0].new_tokens[: 2 * CHUNK]
+    streamed = list(retro.stream(EngineRequest(prompts[0], CHUNK + 2, neighbors=neighbors)))[-1].finished
+    assert streamed.new_tokens == results[0].new_tokens[: CHUNK + 2]
 
 
 def test_tokens_of_chunks_are_their_evidence(retro):
