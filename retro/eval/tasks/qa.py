@@ -44,11 +44,11 @@ class _Asked:
 
 
 class QaTask:
-    """Asks prepared questions in blocks; all arms of a block before the next block."""
+    """Asks prepared questions in blocks: so many questions in one arm, then in the next, then the next questions."""
 
     name = NAME
     version = VERSION
-    unit = "questions"
+    unit = "answers"
 
     def __init__(
         self,
@@ -75,13 +75,16 @@ class QaTask:
         self.chunk_length, self.questions_fingerprint = chunk_length, questions_fingerprint
         self.shots, self.shot_seed, self.seed = shots, shot_seed, seed
         self.units_per_block = batch * block_batches
-        self.num_units = len(prepared) if max_questions is None else min(max_questions, len(prepared))
-        self.num_blocks = math.ceil(self.num_units / self.units_per_block)
-        self.latency_questions = min(latency_questions, self.num_units)
+        self.num_questions = len(prepared) if max_questions is None else min(max_questions, len(prepared))
+        self.num_units = self.num_questions * len(self.arms)
+        self.num_blocks = math.ceil(self.num_questions / self.units_per_block) * len(self.arms)
+        self.latency_questions = min(latency_questions, self.num_questions)
         self.batch = batch
         self.max_new_tokens = min(layout.answer_tokens, task.max_new_tokens or layout.answer_tokens)
         self._prepared, self._train = prepared, train
         self._evidence: dict[Arm, list[tuple[Passage, ...]]] = {}
+        # Of the questions of the last block, which the next arm is asked too.
+        self._common: dict[int, tuple[dict[str, Any], AnswerFinder]] = {}
 
     @property
     def window_length(self) -> int:
@@ -92,7 +95,7 @@ class QaTask:
         """See Task."""
         return {
             "questions": self.questions_fingerprint,
-            "num_questions": self.num_units,
+            "num_questions": self.num_questions,
             "arms": [arm.name for arm in self.arms],
             "rules": {arm.name: arm.fingerprint for arm in self.arms if isinstance(arm, AdaptiveArm)},
             "layout": to_dict(self.layout),
@@ -122,24 +125,25 @@ class QaTask:
 
     def run_block(self, number: int, model: LanguageModel, carry: Any) -> Block:
         """See Task. Nothing is carried over."""
-        start = number * self.units_per_block
-        indices = range(start, min(start + self.units_per_block, self.num_units))
-        finders = {i: AnswerFinder(self._prepared[i].question.answers, self.task.answers_are) for i in indices}
-        common = {i: question_fields(self._prepared[i], finders[i]) for i in indices}
-        alone = [i for i in indices if i < self.latency_questions]
-        latencies = self._latencies(alone, model)
-        rows: list[dict[str, Any]] = []
-        seconds: dict[str, float] = {}
-        tokens: dict[str, int] = {}
-        for arm in self.arms:
-            begin = time.perf_counter()
-            asked = self._ask(arm, indices, model)
-            seconds[arm.name] = time.perf_counter() - begin
-            tokens[arm.name] = sum(len(a.answer.new_tokens) for ways in asked for a in ways if a.answer is not None)
-            for i, ways in zip(indices, asked, strict=True):
-                fields = self._row(i, arm, ways, finders[i])
-                rows.append({**common[i], **fields, "latency_ms": latencies.get((i, arm.name))})
-        return Block(rows, None, seconds, tokens, len(indices))
+        part, place = divmod(number, len(self.arms))
+        arm, start = self.arms[place], part * self.units_per_block
+        indices = range(start, min(start + self.units_per_block, self.num_questions))
+        if self._common.keys() != set(indices):
+            self._common = {i: self._question(i) for i in indices}
+        latencies = self._latencies(arm, [i for i in indices if i < self.latency_questions], model)
+        begin = time.perf_counter()
+        asked = self._ask(arm, indices, model)
+        seconds = time.perf_counter() - begin
+        rows = []
+        for i, ways in zip(indices, asked, strict=True):
+            fields, finder = self._common[i]
+            rows.append({**fields, **self._row(i, arm, ways, finder), "latency_ms": latencies.get(i)})
+        return Block(rows, None, {arm.name: seconds}, {arm.name: sum(row["new_tokens"] for row in rows)}, len(rows))
+
+    def _question(self, index: int) -> tuple[dict[str, Any], AnswerFinder]:
+        prepared = self._prepared[index]
+        finder = AnswerFinder(prepared.question.answers, self.task.answers_are)
+        return question_fields(prepared, finder), finder
 
     def _row(self, index: int, arm: EvaluatedArm, ways: Sequence[_Asked], finder: AnswerFinder) -> dict[str, Any]:
         """The fields of one arm. Costs are of all times that the question was asked, the answer is the last one."""
@@ -157,16 +161,15 @@ class QaTask:
             **passage_fields(last.example, evidence, given),
         }
 
-    def _latencies(self, indices: Sequence[int], model: LanguageModel) -> dict[tuple[int, str], float]:
-        """Milliseconds by question and arm, asked one at a time, arms in turn; tokenization included."""
+    def _latencies(self, arm: EvaluatedArm, indices: Sequence[int], model: LanguageModel) -> dict[int, float]:
+        """Milliseconds by question, asked one at a time; making its tokens is included."""
         found = {}
         for i in indices:
-            if i == 0:  # What the first calls set up is not of these questions.
-                self._ask(self.arms[0], [0], model)
-            for arm in self.arms:
-                begin = time.perf_counter()
+            if i == 0:  # What the first call sets up is not of this question.
                 self._ask(arm, [i], model)
-                found[i, arm.name] = round(1000 * (time.perf_counter() - begin), 3)
+            begin = time.perf_counter()
+            self._ask(arm, [i], model)
+            found[i] = round(1000 * (time.perf_counter() - begin), 3)
         return found
 
     def _ask(self, arm: EvaluatedArm, indices: Sequence[int], model: LanguageModel) -> list[list[_Asked]]:
