@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from retro.config.errors import ConfigError
@@ -9,7 +10,7 @@ from retro.config.evaluation import EvalConfig
 from retro.data.qa.prepared import open_prepared
 from retro.data.tokenizer import Tokenizer
 from retro.eval.tasks.qa import QaTask
-from retro.eval.tasks.qa_arms import open_arms
+from retro.eval.tasks.qa_arms import AdaptiveArm, open_arms
 
 if TYPE_CHECKING:
     from retro.model import RetroModel
@@ -24,6 +25,13 @@ def open_qa_task(config: EvalConfig, tokenizer: Tokenizer, model: RetroModel) ->
     settings = config.qa
     arms = open_arms(settings.arms, model.config.is_retro)
     prepared = open_prepared(settings.questions)
+    for arm in arms:
+        if isinstance(arm, AdaptiveArm) and arm.fitted_on(prepared.fingerprint, settings.split):
+            print(
+                f"note: {arm.name} was fitted on these questions, so its scores are not held out; those of `retro qa "
+                "adaptive` are",
+                file=sys.stderr,
+            )
     questions = prepared.read(settings.split)
     train = prepared.read(_TRAIN) if _TRAIN in prepared.splits else []
     if settings.shots and not train:

@@ -57,6 +57,11 @@ def test_the_commands_on_a_real_model(workspace, colour_questions, tmp_path, cap
     out = evaluate("adaptive", f"'adaptive:{fixed / 'policy.json'}', 'adaptive:{fixed / 'policy-confidence.json'}'")
     results = json.loads((out / "results.json").read_text())
     assert set(results["arms"]) == {"adaptive:policy", "adaptive:policy-confidence"}
+    assert "note: adaptive:policy was fitted on these questions" in capsys.readouterr().err
+    policy = json.loads((fixed / "policy.json").read_text())
+    (fixed / "policy.json").write_text(json.dumps({**policy, "fitted": {**policy["fitted"], "split": "dev"}}))
+    evaluate("adaptive", f"'adaptive:{fixed / 'policy.json'}', 'adaptive:{fixed / 'policy-confidence.json'}'")
+    assert "adaptive:policy was fitted" not in capsys.readouterr().err
     rows, adaptive = by_arm(read(fixed)), by_arm(read(out))
     for arm in adaptive:
         for number, row in enumerate(adaptive[arm]):

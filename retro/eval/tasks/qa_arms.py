@@ -54,6 +54,10 @@ class AdaptiveArm:
             return self.rule.retrieves(logprobs or ())
         return self.rule.retrieves(question.relation, question.popularity)
 
+    def fitted_on(self, questions: str, split: str) -> bool:
+        """Whether the rule says that it was fitted on this split of the prepared questions of that fingerprint."""
+        return (self.rule.fitted.get("prepared"), self.rule.fitted.get("split")) == (questions, split)
+
     @property
     def fingerprint(self) -> str:
         """Of what the rule decides."""
