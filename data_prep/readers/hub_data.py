@@ -32,8 +32,8 @@ def resolve_commit(path: str, revision: str | None, where: str) -> str:
         commit = HfApi().dataset_info(path, revision=revision).sha
     except Exception as error:  # the hub client raises many kinds, network libraries more
         raise ArtifactMissingError(
-            f"{where} {path!r}: neither a local folder nor found on the hub ({one_line(error)}); correct the path, or "
-            "give a commit as revision to work from the local cache"
+            f"{where} {path!r}: neither a local folder nor found on the hub ({one_line(error)}); correct the path, "
+            "give a commit as revision to work from the local cache, or read local files"
         ) from None
     if not commit:
         raise ArtifactError(f"{where} {path!r}: the hub names no commit; give a revision")
