@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retro.data.qa.recall import RECALL_AT
 from retro.eval.metrics.answers import mean_scores, retrieval_recall, scores_by
 from retro.eval.metrics.bits_per_byte import Row
 from retro.eval.metrics.qa_baselines import guesses_for
@@ -66,10 +67,9 @@ def qa_results(rows: Sequence[Row], material: Mapping[str, Any]) -> dict[str, An
 
 
 def _by(by_arm: Mapping[str, Sequence[Row]], field: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """Scores by arm and value of a field; {} where no question has a value."""
-    if not any(row[field] for part in by_arm.values() for row in part):
-        return {}
-    return {arm: scores_by(part, field, metrics) for arm, part in by_arm.items()}
+    """Scores by arm and value of a field, of the questions that have one; {} where none has."""
+    having = {arm: [row for row in part if row[field]] for arm, part in by_arm.items()}
+    return {arm: scores_by(part, field, metrics) for arm, part in having.items()} if any(having.values()) else {}
 
 
 def _by_seen(by_arm: Mapping[str, Sequence[Row]], metrics: Sequence[str]) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def _recall(once: Sequence[Row]) -> dict[str, Any]:
 
     def figures(rows: Sequence[Row]) -> dict[str, Any]:
         named = [row for row in rows if row["evidence"]]
-        answer = retrieval_recall(rows, names=("answer",))
-        evidence = retrieval_recall(named, names=("evidence",))
+        answer = retrieval_recall(rows, RECALL_AT, ("answer",))
+        evidence = retrieval_recall(named, RECALL_AT, ("evidence",))
         return {**answer, "n_evidence": len(named), "evidence": evidence["evidence"]}
 
     groups = sorted({row["group"] for row in once})

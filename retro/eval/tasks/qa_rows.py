@@ -7,6 +7,7 @@ from typing import Any
 
 from retro.data.qa.answers import AnswerFinder
 from retro.data.qa.examples import Example
+from retro.data.qa.recall import evidence_rank
 from retro.data.qa.record import Passage, PreparedQuestion
 from retro.data.qa.task import TaskDefinition
 from retro.data.questions import parse_answer
@@ -23,8 +24,6 @@ _MARK = "\0"
 def question_fields(prepared: PreparedQuestion, finder: AnswerFinder) -> dict[str, Any]:
     """What the rows of a question hold in every arm. Ranks are of all prepared passages, from 0."""
     question = prepared.question
-    documents = set(question.evidence)
-    texts = [readable(passage) for passage in prepared.passages]
     return {
         "id": question.id,
         "question": question.question,
@@ -37,8 +36,9 @@ def question_fields(prepared: PreparedQuestion, finder: AnswerFinder) -> dict[st
         "object_popularity": question.object_popularity,
         "seen": prepared.seen,
         "num_retrieved": len(prepared.passages),
-        "evidence_rank": next((i for i, p in enumerate(prepared.passages) if p.document in documents), None),
-        "answer_rank": finder.first_in(texts),
+        "evidence_rank": evidence_rank(question, prepared.passages),
+        # As `answer_rank` has it.
+        "answer_rank": finder.first_in([passage.text for passage in prepared.passages]),
     }
 
 
