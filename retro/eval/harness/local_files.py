@@ -1,7 +1,7 @@
 """Data of the harness's tasks out of local files instead of the hub: what the tasks in tasks/ call.
 
-The files are those of LLM Foundry's and GPT-NeoX's local evaluation data: JSON lines, one question each; a CSV file with
-a header; or WikiText's text, cut into articles.
+The files are those of the local evaluation data of LLM Foundry and GPT-NeoX: JSON lines, one question each; a CSV file
+with a header; or the text of WikiText, cut into articles.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import lm_eval.models  # noqa: F401 - the harness registers its own models only as long as there is no other
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -65,6 +66,10 @@ class RetroHarnessLM(TemplateLM):
             policy=policy,
         )
         self._chunk = self.lm.model.config.chunk_length
+        if self.max_length <= self._chunk:
+            raise ConfigError(
+                f"model_args: max_length: expected more than one chunk of {self._chunk} tokens, found {self.max_length}"
+            )
         parse_policy(config.retrieve, self._chunk)
         if self.lm.retriever is None and (config.num_neighbors is not None or ":" in config.retrieve):
             raise ConfigError(
@@ -175,7 +180,8 @@ class RetroHarnessLM(TemplateLM):
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((number, self._request(*make_disjoint_window(window), self._chunk)))
+                before, after = make_disjoint_window(window)
+                windows.append((number, self._request(before, after, self._chunk)))
         left = [0] * len(requests)
         for number, _ in windows:
             left[number] += 1
@@ -211,7 +217,10 @@ class RetroHarnessLM(TemplateLM):
         The i-th request draws with torch's seed (the harness's `--seed`) plus i.
         """
         seed = torch.initial_seed() % 2**62
-        asked = [self._generate_request(*request.args, seed + number) for number, request in enumerate(requests)]
+        asked = [
+            self._generate_request(request.args[0], request.args[1], seed + number)
+            for number, request in enumerate(requests)
+        ]
         order = sorted(range(len(asked)), key=lambda number: -len(asked[number].prompt))
         texts: dict[int, str] = {}
         with tqdm(total=len(asked), desc="retro generate_until", disable=disable_tqdm) as bar:
