@@ -173,7 +173,17 @@ def _open_qa(config: TrainConfig, prepared: PreparedQuestions, tokenizer: Tokeni
             f"num_neighbors: expected at least {in_encoder}, the passages that arm {arm.name!r} puts into the encoder, "
             f"found {config.num_neighbors}; set num_neighbors={in_encoder} or lower qa.layout.passages"
         )
-    return QaDataset(prepared.read(split), arm, layout, prepared.task, tokenizer, chunk, f"{prepared.folder}: {split}")
+    return QaDataset(
+        prepared.read(split),
+        arm,
+        layout,
+        prepared.task,
+        tokenizer,
+        chunk,
+        where=f"{prepared.folder}: {split}",
+        # Few widths, each of which is compiled once.
+        length_multiple=chunk if config.compile else 1,
+    )
 
 
 def _check_chunk_length(where: str, found: int, config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ from retro.config.errors import ArtifactMismatchError
 from retro.config.qa import Arm, QaLayoutConfig
 from retro.data.batch import RetroBatch
 from retro.data.qa.examples import bare_prompt_lengths, build_example, tokenize_answers
-from retro.data.qa.layout import pad_neighbors, pad_prompts
+from retro.data.qa.layout import pad_neighbors, pad_questions
 from retro.data.qa.record import PreparedQuestion
 from retro.data.qa.task import TaskDefinition
 from retro.data.tokenizer import Tokenizer
@@ -42,8 +42,9 @@ class _Row(NamedTuple):
 class QaDataset:
     """Questions with the loss on the answer and its end, with the interface of RetroDataset.
 
-    A batch has as many chunks as its longest prompt needs and one more, and as many and as long neighbors as its
-    questions bring. questions: those that fit; left_out: how many do not.
+    A batch is as wide as its longest question, and has as many and as long neighbors as its questions bring
+    (retro/data/qa/layout.py). questions: those that fit; left_out: how many do not; length_multiple: of which batches'
+    widths are multiples.
     """
 
     def __init__(
@@ -54,11 +55,14 @@ class QaDataset:
         task: TaskDefinition,
         tokenizer: Tokenizer,
         chunk_length: int,
+        *,
         where: str = "questions",
+        length_multiple: int = 1,
     ) -> None:
         """Raises ArtifactMismatchError, naming `where`, if no question is left to train on."""
         self.arm, self.layout, self.task, self.tokenizer = arm, layout, task, tokenizer
         self.chunk_length, self.pad_id = chunk_length, tokenizer.pad_id
+        self.length_multiple = length_multiple
         self.questions, self.left_out = self._fitting(prepared)
         if not self.questions:
             raise ArtifactMismatchError(
@@ -81,26 +85,22 @@ class QaDataset:
         (chunk_ends_BL); None for arms without passages in the encoder."""
         ids = np.asarray(indices, dtype=np.int64)
         rows = [self._row(i) for i in ids.tolist()]
-        answers = [row.answer for row in rows]
-        tokens, starts, begin = pad_prompts([row.prompt for row in rows], self.chunk_length, self.pad_id, answers)
-        targets = np.full_like(tokens, self.pad_id)
-        targets[:, :-1] = tokens[:, 1:]
-        positions = np.arange(tokens.shape[1])
-        ends = begin - 1 + np.array([len(answer) for answer in answers])
+        padded = pad_questions(
+            [row.prompt for row in rows], [row.answer for row in rows], self.pad_id, self.length_multiple
+        )
         neighbors = mask = chunk_ends = None
         if self.arm.in_encoder:
             neighbors, mask = pad_neighbors([row.neighbors for row in rows], self.pad_id)
-            chunk_ends = np.full((len(ids), 1), begin - 1, dtype=np.int64)
+            chunk_ends = padded.prompt_ends[:, None]
         return RetroBatch(
-            tokens_BN=tokens,
-            targets_BN=targets,
-            loss_mask_BN=(positions >= begin - 1) & (positions < ends[:, None]),
+            tokens_BN=padded.tokens,
+            targets_BN=padded.targets,
+            loss_mask_BN=padded.scored,
             neighbors_BLKR=neighbors,
             neighbor_mask_BLKR=mask,
             # Passages are text, and no chunks of any store.
             chunk_ids_BL=np.full((len(ids), 1), -1, dtype=np.int64),
             sample_ids_B=ids,
-            document_starts_BN=starts,
             chunk_ends_BL=chunk_ends,
         )
 

@@ -1,9 +1,10 @@
-"""Questions side by side: prompts right-aligned, answers after them, the passages of each.
+"""Questions side by side: prompts and their answers, and the passages of each.
 
-Layout (Wang et al. 2023, section 4.2): every prompt is padded on the left so that its last token ends a chunk, the
-answer begins the next one and is padded on the right, and the neighbors serve from the prompt's last token on. The
-padding is a document of its own (docs/concepts.md, Packing): nothing attends to it, so a question means the same in
-every batch.
+In the layout of Wang et al. 2023, section 4.2, a prompt is padded on the left so that its last token ends a chunk, the
+answer begins the next one and is padded on the right, and the neighbors serve from the prompt's last token on. Padding
+on the left, which nothing may attend to, is no computation worth making: here every sequence begins at position 0, and
+`chunk_ends_BL` says where its prompt ends. Both give each question the same logits, and so does generation, with a
+short first chunk (tests/data/qa/test_qa_dataset.py).
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ import numpy as np
 Tokens = Sequence[int] | np.ndarray
 
 
-class PaddedPrompts(NamedTuple):
-    """tokens int32 [B, N]; document_starts int32 [B, N]: position of the first token of each position's document;
-    prompt_length: P, a multiple of M, the answers begin there."""
+class PaddedQuestions(NamedTuple):
+    """tokens, targets int32 [B, N]; scored bool [B, N]: positions whose target is a token of the answer; prompt_ends
+    int64 [B]: positions of the prompts' last tokens."""
 
     tokens: np.ndarray
-    document_starts: np.ndarray
-    prompt_length: int
+    targets: np.ndarray
+    scored: np.ndarray
+    prompt_ends: np.ndarray
 
 
-def pad_prompts(
-    prompts: Sequence[Tokens], chunk_length: int, pad_id: int, answers: Sequence[Tokens] = ()
-) -> PaddedPrompts:
-    """Prompts (at least one token each) of B questions in the fewest whole chunks, with `answers` (none, or one of
-    each) in as many chunks more as the longest needs."""
-    lengths = [len(prompt) for prompt in prompts]
-    most = _whole_chunks(max(lengths), chunk_length)
-    width = most + (_whole_chunks(max(map(len, answers)), chunk_length) if answers else 0)
-    tokens = np.full((len(prompts), width), pad_id, dtype=np.int32)
-    starts = np.zeros((len(prompts), width), dtype=np.int32)
-    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        tokens[row, most - length : most] = prompt
-        starts[row, most - length :] = most - length
-    for row, answer in enumerate(answers):
-        tokens[row, most : most + len(answer)] = answer
-    return PaddedPrompts(tokens, starts, most)
+def pad_questions(
+    prompts: Sequence[Tokens], answers: Sequence[Tokens], pad_id: int, multiple: int = 1
+) -> PaddedQuestions:
+    """B prompts and answers, each at least one token, padded on the right: N is what the longest needs without its last
+    token, which is a target only, rounded up to a `multiple`."""
+    most = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)) - 1
+    width = -(-most // multiple) * multiple
+    both = np.full((len(prompts), width + 1), pad_id, dtype=np.int32)
+    scored = np.zeros((len(prompts), width), dtype=bool)
+    ends = np.array([len(prompt) - 1 for prompt in prompts], dtype=np.int64)
+    for row, (prompt, answer, end) in enumerate(zip(prompts, answers, ends.tolist(), strict=True)):
+        both[row, : end + 1] = prompt
+        both[row, end + 1 : end + 1 + len(answer)] = answer
+        scored[row, end : end + len(answer)] = True
+    return PaddedQuestions(both[:, :-1].copy(), both[:, 1:].copy(), scored, ends)
 
 
 def pad_neighbors(neighbors: Sequence[Sequence[Tokens]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +56,3 @@ def pad_neighbors(neighbors: Sequence[Sequence[Tokens]], pad_id: int) -> tuple[n
             tokens[row, 0, place, : len(passage)] = passage
             mask[row, 0, place, : len(passage)] = True
     return tokens, mask
-
-
-def _whole_chunks(length: int, chunk_length: int) -> int:
-    return -(-length // chunk_length) * chunk_length

@@ -29,7 +29,7 @@ class ShotPool:
         """
         relation = asked.question.relation
         others = [group for name, group in self._groups.items() if name and name != relation] if relation else []
-        groups = others or [self._train]
+        groups: Sequence[Sequence[PreparedQuestion]] = others or [self._train]
         digest = hashlib.sha256(f"{seed}\n{asked.question.id}".encode()).digest()
         draws = _draws(int.from_bytes(digest[:16], "little"))
         order = sorted(range(len(groups)), key=[next(draws) for _ in groups].__getitem__)

@@ -14,7 +14,7 @@ from retro.config.model import EncoderConfig, ModelConfig
 from retro.config.qa import QaLayoutConfig, parse_arm
 from retro.data.qa.dataset import LeftOut, QaDataset
 from retro.data.qa.examples import build_example
-from retro.data.qa.layout import pad_neighbors, pad_prompts
+from retro.data.qa.layout import pad_neighbors, pad_questions
 from retro.data.qa.task import TaskDefinition
 from retro.inference.engine import Engine
 from retro.inference.requests import EngineRequest
@@ -50,13 +50,14 @@ def model(retro: bool, positions: int | None = None) -> RetroModel:
     return RetroModel(config).eval()
 
 
-def test_prompts_end_a_chunk_and_answers_begin_one():
-    padded = pad_prompts([[5, 6, 7], [1] * 9], 8, 0, [[8, 2], [9, 9, 2]])
-    assert padded.prompt_length == 16 and padded.tokens.shape == (2, 24)
-    assert padded.tokens[0].tolist() == [0] * 13 + [5, 6, 7, 8, 2] + [0] * 6
-    assert padded.document_starts[0].tolist() == [0] * 13 + [13] * 11
-    assert padded.document_starts[1].tolist() == [0] * 7 + [7] * 17
-    assert pad_prompts([[5] * 8], 8, 0).tokens.shape == (1, 8)
+def test_answers_follow_their_prompts():
+    padded = pad_questions([[5, 6, 7], [1, 3]], [[8, 2], [9, 4, 4, 2]], 0)
+    assert padded.tokens.tolist() == [[5, 6, 7, 8, 2], [1, 3, 9, 4, 4]]
+    assert padded.targets.tolist() == [[6, 7, 8, 2, 0], [3, 9, 4, 4, 2]]
+    assert padded.scored.astype(int).tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    assert padded.prompt_ends.tolist() == [2, 1]
+    assert pad_questions([[5] * 8], [[2]], 0).tokens.shape == (1, 8)
+    assert pad_questions([[5] * 8], [[1, 2]], 0, multiple=8).tokens.shape == (1, 16)
 
 
 def test_neighbors_are_as_many_and_as_long_as_needed():
@@ -72,13 +73,13 @@ def test_only_the_answer_and_its_end_are_scored():
         found = data[index]
         scored = found.targets_BN[found.loss_mask_BN].tolist()
         assert data.tokenizer.decode(scored) == answer and scored[-1] == data.tokenizer.eos_id
-        begin = found.tokens_BN.shape[1] - CHUNK
+        begin = found.tokens_BN.shape[1] + 1 - len(scored)
         assert found.loss_mask_BN[0].nonzero()[0].tolist() == list(range(begin - 1, begin - 1 + len(scored)))
         assert found.chunk_ends_BL.tolist() == [[begin - 1]]
     # A batch is as wide as its longest prompt needs, and no wider.
     widths = [data[i].tokens_BN.shape[1] for i in (0, 1, 2)]
     assert widths[0] < widths[1] == data.__getitems__([0, 1]).tokens_BN.shape[1]
-    assert dataset("closed_book")[0].tokens_BN.shape == (1, 3 * CHUNK)  # ten tokens, and an answer
+    assert dataset("closed_book")[0].tokens_BN.shape == (1, 11)  # ten tokens and one of the answer
     assert dataset("rag")[0].neighbors_BLKR is None
     assert data.__getitems__([2]).neighbor_mask_BLKR.sum() == 0
 
@@ -124,12 +125,38 @@ def lone_inputs(example) -> dict:
     }  # fmt: skip
 
 
+def test_padding_on_the_left_to_whole_chunks_is_the_same():
+    """The paper's layout, with the padding as a document of its own, which nothing of the question attends to."""
+    data, reader = dataset("retro++"), model(True)
+    batch = data.__getitems__([0, 1, 2])
+    rows, width = batch.tokens_BN.shape
+    most = -(-(batch.chunk_ends_BL.max() + 1) // CHUNK) * CHUNK
+    tokens, targets = (np.full((rows, most + CHUNK), 77, dtype=np.int32) for _ in range(2))
+    starts, scored = np.zeros_like(tokens), np.zeros(tokens.shape, dtype=bool)
+    for row in range(rows):
+        begin = most - int(batch.chunk_ends_BL[row, 0]) - 1
+        kept = min(width, most + CHUNK - begin)
+        for new, old in ((tokens, batch.tokens_BN), (targets, batch.targets_BN), (scored, batch.loss_mask_BN)):
+            new[row, begin : begin + kept] = old[row, :kept]
+        starts[row, begin:] = begin
+    padded = dataclasses.replace(
+        batch, tokens_BN=tokens, targets_BN=targets, loss_mask_BN=scored, document_starts_BN=starts,
+        chunk_ends_BL=np.full((rows, 1), most - 1),
+    )  # fmt: skip
+    found = []
+    for one in (batch, padded):
+        with torch.no_grad():
+            losses = reader(**one.to_torch().model_inputs).token_losses_BN
+        found.append(losses[torch.from_numpy(one.loss_mask_BN)])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
 def test_what_padding_holds_is_irrelevant():
     data, reader = dataset("retro++"), model(True)
     batch = data.__getitems__([0, 1, 2])
     other = batch.tokens_BN.copy()
-    starts = batch.document_starts_BN
-    other[np.arange(other.shape[1]) < starts.max(1)[:, None]] = 77
+    for row, end in enumerate(batch.chunk_ends_BL[:, 0].tolist()):
+        other[row, end + 1 + batch.loss_mask_BN[row].sum() :] = 77
     losses = []
     for tokens in (batch.tokens_BN, other):
         inputs = dataclasses.replace(batch, tokens_BN=tokens).to_torch().model_inputs
