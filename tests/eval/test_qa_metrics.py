@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from retro.config.errors import ArtifactMismatchError
 from retro.data.qa.record import QaQuestion
+from retro.data.qa.task import Metric
 from retro.eval.metrics.exact_match import exact_match, f1, normalise_nq
 from retro.eval.metrics.qa_baselines import commonest_answers, guesses_for
 from retro.eval.metrics.qa_popularity import EDGES, popularity_bin, scores_by_popularity
@@ -134,6 +136,10 @@ def test_a_row_is_scored_by_the_field_that_each_metric_reads():
 def test_literal_metrics_keep_signs():
     assert METRICS["exact_match_literal"][1]("-1", ["1"]) == 0.0 and METRICS["exact_match"][1]("-1", ["1"]) == 1.0
     assert METRICS["f1_literal"][1]("-1", ["1"]) == pytest.approx(2 / 3)
+
+
+def test_a_task_may_name_every_metric_and_no_other():
+    assert set(get_args(Metric)) == set(METRICS)
 
 
 def test_unknown_metrics_are_named():

@@ -20,7 +20,17 @@ from retro.config.loader import from_dict, load_config, to_dict
 from retro.config.qa_source import Fields, HubData, SplitOff, check_splits
 from retro.data.qa.prompt import Prompts
 
-Metric = Literal["exact_match", "f1", "substring", "substring_strict", "regex"]
+#: docs/qa.md, section Metrics; retro.eval.metrics.qa_scores computes them.
+Metric = Literal[
+    "exact_match",
+    "f1",
+    "exact_match_nq",
+    "substring",
+    "substring_strict",
+    "regex",
+    "exact_match_literal",
+    "f1_literal",
+]
 
 _TASKS = Path(__file__).parent / "tasks"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

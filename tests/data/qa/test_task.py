@@ -206,10 +206,10 @@ def test_the_source_of_a_preparation_is_checked():
 VERSIONS = {
     "curated_trec": (1, "4b46a342c84ccc52"),
     "custom": (1, "064165ef817eec51"),
-    "docs": (1, "584e29de25af4f98"),
-    "efficient_qa": (1, "13426f4452a32a30"),
+    "docs": (1, "d0717440abd74196"),
+    "efficient_qa": (1, "ae3a1f7c36ded549"),
     "entity_questions": (1, "24734ffdc7cb9953"),
-    "natural_questions": (1, "d6fc3d9564c196a5"),
+    "natural_questions": (1, "25e8c6fb3de67fe7"),
     "popqa": (1, "ab16698104d33613"),
     "squad_open": (1, "269620093d5e06a1"),
     "triviaqa": (1, "b9d4db99eff94147"),
