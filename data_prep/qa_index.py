@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.bm25_index import BM25IndexStage
 from retro.config.prep_index import Bm25Config, IndexConfig
 from retro.config.qa_prepare import QaBm25Config, QaPassagesConfig
-from retro.retrieval.passages import PassageMaker, Window
+from retro.retrieval.passages import PassageMaker, Window, surroundings
 from retro.retrieval.terms import TermCounts, word_terms
 
 
@@ -48,7 +48,7 @@ class PassageIndexStage(BM25IndexStage):
         # A removed chunk has no text, nor do its surroundings: they went with it.
         real = ids[~self._chunks.removed(ids)]
         windows = [
-            Window(max(low, chunk - self._before), min(high, chunk + self._after), chunk, 0.0)
+            Window(*surroundings(chunk, low, high, self._before, self._after), chunk, 0.0)
             for chunk, (low, high) in zip(real.tolist(), self._maker.bounds(real), strict=True)
         ]
         texts = dict(zip(real.tolist(), self._maker.texts(windows), strict=True))

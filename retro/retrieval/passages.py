@@ -16,6 +16,8 @@ from retro.retrieval.chunk_text import decode_rows
 
 # What is left of a character that a chunk's border cuts.
 _EDGES = " \t\r\n\ufffd"
+# Tokens read on either side of a window: as long as a word may be.
+_CONTEXT = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,8 +44,8 @@ def choose_windows(
 ) -> list[Window]:
     """Windows of chunks that were found, best first; at most `most` (None: all).
 
-    bounds: first and last chunk of each one's document. Each chunk brings `before` and `after` chunks along, less what
-    a better window has already; a chunk that stands in one brings nothing. What lies beside a better window of the
+    bounds: first and last chunk of each one's document. Each chunk brings its surroundings along (`surroundings`), less
+    what a better window has already; a chunk that stands in one brings nothing. What lies beside a better window of the
     document is added to it where both have room in `max_chunks`.
     """
     windows: list[Window] = []
@@ -51,10 +53,11 @@ def choose_windows(
     for chunk, score, (lowest, highest) in zip(chunks, scores, bounds, strict=True):
         if chunk in owner:
             continue
+        lower, upper = surroundings(chunk, lowest, highest, config.before, config.after)
         first = last = chunk
-        while first > max(lowest, chunk - config.before) and first - 1 not in owner:
+        while first > lower and first - 1 not in owner:
             first -= 1
-        while last < min(highest, chunk + config.after) and last + 1 not in owner:
+        while last < upper and last + 1 not in owner:
             last += 1
         beside = [owner[c] for c in (first - 1, last + 1) if lowest <= c <= highest and c in owner]
         room = [i for i in beside if windows[i].chunks + last - first + 1 <= config.most_chunks]
@@ -69,6 +72,13 @@ def choose_windows(
             windows.append(Window(first, last, chunk, score))
         owner.update(dict.fromkeys(range(first, last + 1), number))
     return windows
+
+
+def surroundings(chunk: int, lowest: int, highest: int, before: int, after: int) -> tuple[int, int]:
+    """First and last of before + 1 + after chunks around one; at an end of the document (lowest..highest) the other
+    side gives as many more as it has."""
+    first = max(lowest, min(chunk - before, highest - before - after))
+    return first, min(highest, first + before + after)
 
 
 class PassageMaker:
@@ -100,22 +110,32 @@ class PassageMaker:
         return [*found, *rest]
 
     def texts(self, windows: Sequence[Window]) -> list[str]:
-        """Text of each window, without what a border leaves of a character."""
+        """Text of each window, with the whole of a word that its border cuts."""
         length = self.database.chunk_length
-        rows: list[np.ndarray] = [np.zeros(0, np.int64)] * len(windows)
-        for size in {window.chunks for window in windows}:
-            places = [i for i, window in enumerate(windows) if window.chunks == size]
-            ids = np.array([windows[i].first for i in places], dtype=np.int64)
-            tokens, mask = self.database.gather_neighbors(ids, self.tokenizer.pad_id, size * length)
-            for i, row, real in zip(places, tokens, mask, strict=True):
-                rows[i] = row[real].astype(np.int64)
-        return [text.strip(_EDGES) for text in decode_rows(self.tokenizer, rows)]
+        # What stands around is read too, to see where words begin and end.
+        read = [
+            (max(window.first - 1, lowest), min(window.last + 1, highest))
+            for window, (lowest, highest) in zip(windows, self.bounds(_firsts(windows)), strict=True)
+        ]
+        rows: list[np.ndarray] = [np.zeros(0, np.int64)] * (3 * len(windows))
+        for size in {last - first for first, last in read}:
+            group = [i for i, (first, last) in enumerate(read) if last - first == size]
+            ids = np.array([read[i][0] for i in group], dtype=np.int64)
+            tokens, mask = self.database.gather_neighbors(ids, self.tokenizer.pad_id, (size + 1) * length)
+            for i, own, real in zip(group, tokens.astype(np.int64), mask.sum(axis=1).tolist(), strict=True):
+                start = (windows[i].first - read[i][0]) * length
+                stop = min(start + windows[i].chunks * length, real)
+                begin = max(start - _CONTEXT, 0)
+                context = own[begin : min(stop + _CONTEXT, real)]
+                rows[3 * i : 3 * i + 3] = [context[: start - begin], context[: stop - begin], context]
+        decoded = iter(decode_rows(self.tokenizer, rows))
+        return [_whole_words(*parts) for parts in zip(decoded, decoded, decoded, strict=True)]
 
     def passages(self, windows: Sequence[Window], texts: Sequence[str]) -> tuple[Passage, ...]:
         """The windows with their texts, titles and documents; `chunk` is the first of a window."""
         if not windows:
             return ()
-        documents = self.database.documents(np.array([window.first for window in windows], dtype=np.int64))
+        documents = self.database.documents(_firsts(windows))
         records = [self.database.tokens.document_record(int(document)) for document in documents]
         return tuple(
             Passage(record["title"], text, record["id"], window.first, window.score)
@@ -129,6 +149,22 @@ class PassageMaker:
         first = ids - begun // length
         last = ids - 1 - (-store.spans(ids) // length)
         return list(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def _firsts(windows: Sequence[Window]) -> np.ndarray:
+    return np.array([window.first for window in windows], dtype=np.int64)
+
+
+def _whole_words(before: str, until: str, context: str) -> str:
+    """The part of `context` from the end of `before` to the end of `until`, both beginnings of it, and the rest of the
+    words that these cut."""
+    start, stop = len(before), len(until)
+    if context.startswith(until) and until.startswith(before):
+        while 0 < start < len(context) and context[start - 1].isalnum() and context[start].isalnum():
+            start -= 1
+        while 0 < stop < len(context) and context[stop - 1].isalnum() and context[stop].isalnum():
+            stop += 1
+    return context[start:stop].strip(_EDGES)
 
 
 def _tiles(chunks: Sequence[int], size: int) -> list[Window]:

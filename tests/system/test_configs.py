@@ -12,6 +12,7 @@ from retro.config.launch import LaunchConfig
 from retro.config.loader import dump_yaml, load_config
 from retro.config.model import ModelConfig
 from retro.config.preparation import PrepConfig
+from retro.config.qa_prepare import QaPrepareConfig
 from retro.config.serving import ServeConfig
 from retro.config.train import FREE_FIELDS, TrainConfig
 from tests.system.workplace import CONFIGS, ROOT
@@ -23,6 +24,7 @@ CLASSES = {
     "eval": EvalConfig,
     "launch": LaunchConfig,
     "serve": ServeConfig,
+    "qa": QaPrepareConfig,
 }
 #: What no file can know, and every command that uses the file gives.
 GIVEN = {"eval": ["checkpoint=runs/x"], "serve": ["checkpoint=runs/x"]}
