@@ -81,7 +81,8 @@ def compare_runs(runs: Sequence[Run], draws: int = DRAWS, seed: int = 0) -> Comp
     repeated = sorted({run.name for run in runs if [r.name for r in runs].count(run.name) > 1})
     if repeated:
         raise ConfigError(f"report: expected each run once, found {', '.join(repeated)} repeatedly; name it once")
-    check_same_release(runs)
+    # Answers are texts: they can be compared whatever the models were trained on and in whichever tokens.
+    check_same_release([run for run in runs if not run.evaluations or _other_tasks(run)])
     reference = reference_run(runs)
     names = sorted({(e.task, name) for run in runs for name, e in run.evaluations.items()})
     _check_versions(runs)
@@ -93,7 +94,7 @@ def compare_runs(runs: Sequence[Run], draws: int = DRAWS, seed: int = 0) -> Comp
         reference=reference.name,
         perplexity=tuple(p for p in perplexity if p is not None),
         questions=tuple(q for q in questions if q is not None),
-        training=tuple(compare_training(runs)),
+        training=tuple(compare_training(runs)) if not _release_differs(runs) else (),
         config_differences=config_differences(runs),
         notes=tuple(_notes(runs)),
         draws=draws,
@@ -117,6 +118,15 @@ def check_same_release(runs: Sequence[Run]) -> None:
                     f"{own.get(name, 'none')}; runs over different text cannot be compared: train and evaluate both "
                     "with the same release"
                 )
+
+
+def _other_tasks(run: Run) -> bool:
+    return any(evaluation.task != QA for evaluation in run.evaluations.values())
+
+
+def _release_differs(runs: Sequence[Run]) -> bool:
+    releases = [text_fingerprints(run.release) for run in runs if run.release]
+    return any(release != releases[0] for release in releases)
 
 
 def text_fingerprints(release: dict[str, Any]) -> dict[str, str]:
@@ -227,6 +237,11 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
             yield from _earlier_checkpoint(run, evaluation)
     if len(runs) == 1 and not any(e.task == QA for e in runs[0].evaluations.values()):
         yield "One run only: name a second one to compare with, as in retro report runs/A runs/B."
+    if _release_differs(runs):
+        yield (
+            "The runs are of different releases (tokenizer or text): their answers are compared, their training is not: "
+            "losses per token of one cannot be held against those of another."
+        )
     steps = {
         run.name: int(run.metrics.train["step"][-1]) for run in runs if run.metrics and len(run.metrics.train["step"])
     }

@@ -39,7 +39,7 @@ def popularity_chart(result: QaComparison) -> Chart | None:
     if len(lines) > _BANDS:
         lines = [dataclasses.replace(line, band=False) for line in lines]
     drawn = "Band: 95%" if len(lines) <= _BANDS else "Intervals, 95%, are among the numbers"
-    step = max(1, round(len(bins) / 4))
+    step = max(1, round(len(bins) / 6))
     return Chart(
         f"{metric_words(result.primary).capitalize()} by popularity",
         "monthly page views of what is asked about",

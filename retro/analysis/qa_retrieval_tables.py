@@ -133,6 +133,7 @@ def cost_table(result: QaComparison) -> Table | None:
 def adaptive_table(result: QaComparison, item: Adaptive) -> Table:
     """Retrieval only when it helps, beside never, always and the oracle."""
     metric = metric_words(item.metric)
+    priced = any("cost" in policy.expenses for policy in item.policies)
     rows = []
     for policy in item.policies:
         group = f"By {policy.kind}, {item.splits:,} random splits"
@@ -152,15 +153,19 @@ def adaptive_table(result: QaComparison, item: Adaptive) -> Table:
             gain = figure(scaled(policy.gain), 1, signed=True) if name == "adaptive" else ""
             sd = f"{100 * policy.sd:.1f}" if name == "adaptive" else ""
             accuracy = figure(scaled(policy.accuracy[name]), 1)
-            cells = (words, accuracy, sd, shares.get(name, ""), gain, saved)
-            rows.append(Row(cells, group=group))
+            cells = [words, accuracy, sd, shares.get(name, ""), gain, saved]
+            if priced:
+                spent = policy.expenses.get("cost")
+                cells.append(figure(scaled(spent.saved), 1) if spent and name == "adaptive" else "")
+            rows.append(Row(tuple(cells), group=group))
     return Table(
         f"Adaptive retrieval: {task_words(result)}, eval/{item.evaluation}",
-        ("policy", f"{metric}, %", "sd", "retrieved, %", "minus better fixed arm", "time saved, %"),
+        ("policy", f"{metric}, %", "sd", "retrieved, %", "minus better fixed arm", "time saved, %")
+        + (("cost saved, %",) if priced else ()),
         tuple(rows),
         caption=f"{item.questions:,} questions; thresholds fitted on one part and tested on the rest of every split. "
-        "sd and [low, high] of accuracy, share and time saved (against always retrieving): over the splits, the "
+        "sd and [low, high] of accuracy, share and what is saved (against always retrieving): over the splits, the "
         "central 95% of them; they share questions, so this is no confidence interval. [low, high] of the gain over "
         "the better fixed arm: 95% interval, paired bootstrap over questions.",
-        optional=(2, 5, 4),
+        optional=(2, 5, 4, *((6,) if priced else ())),
     )

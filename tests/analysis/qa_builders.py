@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from retro.analysis.adaptive import AdaptiveSettings, analyse_adaptive
+from retro.analysis.adaptive_prices import Prices
 from retro.analysis.adaptive_questions import pair_answers
 from retro.analysis.adaptive_splits import SplitPlan
 from tests.analysis.builders import release, write_json, write_metrics
@@ -207,7 +208,9 @@ def build_qa_pair(root: Path, *, metrics: bool = False, **options) -> tuple[Path
     return gpt, retro
 
 
-def write_adaptive(evaluation: Path, closed: Path, retrieval: str = "retro", splits: int = 20) -> None:
+def write_adaptive(
+    evaluation: Path, closed: Path, retrieval: str = "retro", splits: int = 20, prices: Prices | None = None
+) -> None:
     """adaptive.json in `evaluation` as `retro qa adaptive` writes it, with the closed book of another one."""
     rows = {path: read_lines(path / "responses.jsonl") for path in (evaluation, closed)}
     scores = {(s["arm"], s["id"]): s["exact_match"] for path in rows for s in read_lines(path / "scores.jsonl")}
@@ -216,6 +219,7 @@ def write_adaptive(evaluation: Path, closed: Path, retrieval: str = "retro", spl
         [row for row in rows[closed] if row["arm"] == "closed_book"],
         [row for row in rows[evaluation] if row["arm"] == retrieval],
         lambda row: scores[row["arm"], row["id"]],
+        prices,
     )
     figures = analyse_adaptive(questions, ("popularity", "confidence"), settings).figures
     content = {"format": 1, "metric": "exact_match", "settings": settings.to_json(), "comparisons": [figures]}

@@ -14,7 +14,7 @@ from retro.analysis.qa_tables import arms_table, detailed_table
 from retro.analysis.runs import load_runs
 from retro.analysis.wording import headline
 from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
-from tests.analysis.builders import build_pair, write_json
+from tests.analysis.builders import Shape, build_pair, release, write_json, write_perplexity
 from tests.analysis.qa_builders import build_qa_pair, build_qa_run, questions, read_lines, write_lines, write_qa
 
 
@@ -218,6 +218,14 @@ def test_other_tasks_and_splits_are_other_comparisons(tmp_path):
     assert [(r.task, r.split, len(r.series)) for r in results] == [("popqa", "test", 2), ("popqa", "dev", 1)]
 
 
+def test_folders_of_one_name_may_hold_different_splits(tmp_path):
+    first = build_qa_run(tmp_path / "first", "gpt", ("closed_book",))
+    second = build_qa_run(tmp_path / "second", "gpt", ("closed_book",))
+    target = second / "eval/qa-popqa-test/results.json"
+    write_json(target, {**json.loads(target.read_text()), "split": "dev"})
+    assert [(r.split, r.reference.run) for r in compare(first, second)] == [("test", "first"), ("dev", "second")]
+
+
 def test_documents_that_were_never_trained_on_come_first(tmp_path):
     path = build_qa_run(tmp_path / "gpt", "gpt", ("closed_book", "rag"))
     for split, seen in (("a_seen", True), ("b_unseen", False)):
@@ -287,6 +295,20 @@ def test_damage_is_named(tmp_path, edit, message):
     edit(path / "eval/qa-popqa-test")
     with pytest.raises(ArtifactCorruptError, match=message):
         compare(path)
+
+
+def test_answers_of_models_of_different_releases_can_be_compared_and_their_losses_cannot(tmp_path):
+    gpt, retro = build_qa_pair(tmp_path / "runs", metrics=True)
+    assert compare_runs(load_runs([gpt, retro]), draws=200).training
+    write_json(retro / "release.json", release(tokenizer="another000000000"))
+    comparison = compare_runs(load_runs([gpt, retro]), draws=200)
+    assert len(comparison.qa[0].series) == 6 and comparison.training == ()
+    assert any("different releases" in note for note in comparison.notes)
+    write_perplexity(retro, "retro", 0.06, Shape(documents=8, chunks=48, samples=0), 0)
+    assert compare_runs(load_runs([gpt, retro]), draws=200).perplexity  # of one release only
+    write_perplexity(gpt, "gpt", 0.06, Shape(documents=8, chunks=48, samples=0), 0)
+    with pytest.raises(ArtifactMismatchError, match="runs over different text cannot be compared"):
+        compare_runs(load_runs([gpt, retro]), draws=200)
 
 
 def test_an_evaluation_without_scores_is_left_out_with_the_command_that_makes_them(tmp_path):

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from retro.analysis.adaptive_prices import Prices
 from retro.analysis.bootstrap import Estimate
 from retro.analysis.comparison import compare_runs
 from retro.analysis.html_report import render_report
@@ -158,6 +159,20 @@ def test_adaptive_retrieval_has_its_bounds(result):
     assert found.rows[0].cells[3] == "0.0" and found.rows[1].cells[3] == "100.0"
     adaptive = found.rows[2].cells
     assert all(re.fullmatch(r"[+-]?\d+\.\d \[.*\]", adaptive[i]) for i in (1, 3, 4, 5)) and float(adaptive[2]) > 0
+
+
+def test_what_is_saved_of_the_price_stands_beside_the_time(tmp_path, result):
+    path = build_qa_run(tmp_path / "retro", "retro", ("closed_book", "retro"))
+    write_adaptive(
+        path / EVALUATION, path / EVALUATION, prices=Prices("USD", per_token={"prompt": 1.0, "encoder": 1.0})
+    )
+    (priced,) = compare_runs(load_runs([path]), draws=200).qa
+    found = table(priced, "Adaptive retrieval")
+    assert found.heads[-1] == "cost saved, %" and table(result, "Adaptive retrieval").heads[-1] == "time saved, %"
+    share, saved = (float(found.rows[2].cells[i].split(" ")[0]) for i in (3, 6))
+    # Closed book costs 24, RETRO 24 + 320 a question.
+    assert saved == pytest.approx((100 - share) * 320 / 344, abs=0.15)
+    assert found.rows[0].cells[6] == ""
 
 
 # ---------------------------------------------------------------- charts
