@@ -239,8 +239,8 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
         yield "One run only: name a second one to compare with, as in retro report runs/A runs/B."
     if _release_differs(runs):
         yield (
-            "The runs are of different releases (tokenizer or text): their answers are compared, their training is not: "
-            "losses per token of one cannot be held against those of another."
+            "The runs are of different releases (tokenizer or text): their answers are compared, their training is "
+            "not: losses per token of one cannot be held against those of another."
         )
     steps = {
         run.name: int(run.metrics.train["step"][-1]) for run in runs if run.metrics and len(run.metrics.train["step"])

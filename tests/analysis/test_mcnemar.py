@@ -33,7 +33,7 @@ def test_cases_by_hand():
 
 
 def test_many_questions_stay_exact():
-    assert exact_mcnemar(4900, 5100) == pytest.approx(float(in_whole_numbers(4900, 5100)), rel=1e-8)
+    assert exact_mcnemar(960, 1040) == pytest.approx(float(in_whole_numbers(960, 1040)), rel=1e-9)
     assert 0 < exact_mcnemar(100, 900) < 1e-150
     assert exact_mcnemar(0, 100_000) == 0.0
     with pytest.raises(ValueError, match="-1"):
