@@ -108,8 +108,9 @@ class QaPassagesConfig:
     """What of the found chunks is written.
 
     keep: passages of a question; before, after: chunks of the same document that a passage has around the one that was
-    found (at an end of the document the other side gives more); max_chunks: a passage may grow to so many when another hit lies beside it, None = before + 1 + after. No
-    chunk is written twice for one question. oracle: passages that hold the answer, kept besides.
+    found (at an end of the document the other side gives more); max_chunks: a passage may grow to so many when another
+    hit lies beside it, None = before + 1 + after. No chunk is written twice for one question. oracle: passages that
+    hold the answer, kept besides.
     """
 
     keep: int = 20
