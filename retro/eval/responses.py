@@ -24,6 +24,8 @@ STATE_NAME = "state.json"
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.json"
 SCORES_NAME = "scores.jsonl"
+#: Of `retro qa adaptive`, about these responses.
+ADAPTIVE_NAME = "adaptive.json"
 _BLOCK = 1 << 20
 
 
@@ -170,7 +172,7 @@ def open_log(
                     f"{folder}: holds an evaluation of something else: {_difference(state.identity, identity)}; "
                     "give another name=NAME, or overwrite=true to discard it"
                 )
-    for name in (RESULTS_NAME, SCORES_NAME, SAMPLES_NAME, STATE_NAME, RESPONSES_NAME):
+    for name in (RESULTS_NAME, SCORES_NAME, SAMPLES_NAME, STATE_NAME, RESPONSES_NAME, ADAPTIVE_NAME):
         (folder / name).unlink(missing_ok=True)
     state = State(identity, facts)
     write_json_atomic(folder / STATE_NAME, dataclasses.asdict(state))

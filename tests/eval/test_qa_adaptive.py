@@ -42,11 +42,11 @@ def test_a_fitted_policy_is_at_least_as_good_as_the_better_arm(workspace, colour
 
 
 def test_the_commands_on_a_real_model(workspace, colour_questions, tmp_path, capsys):
-    def evaluate(name, arms):
+    def evaluate(name, arms, *more):
         layout = ", ".join(f"{key}: {getattr(LAYOUT, key)}" for key in ("passages", "passage_tokens", "answer_tokens"))
         command = [f"checkpoint={workspace.retro}", f"output={tmp_path}", f"name={name}", "task=qa", "batch=4"]
         section = [f"qa.questions={colour_questions}", f"qa.arms=[{arms}]", f"qa.layout={{{layout}}}"]
-        assert main(["eval", *command, *section, "qa.latency_questions=4", "device=cpu"]) == 0
+        assert main(["eval", *command, *section, "qa.latency_questions=4", "device=cpu", *more]) == 0
         return tmp_path / "eval" / name
 
     fixed = evaluate("fixed", "retro/gate_0, retro")
@@ -66,3 +66,6 @@ def test_the_commands_on_a_real_model(workspace, colour_questions, tmp_path, cap
     for arm in adaptive:
         for number, row in enumerate(adaptive[arm]):
             assert answers(row) == answers(rows[row["arm_used"]][number])
+    # Figures about answers that are discarded go with them; a policy may be in use.
+    evaluate("fixed", "retro", "overwrite=true")
+    assert not (fixed / "adaptive.json").exists() and (fixed / "policy.json").exists()

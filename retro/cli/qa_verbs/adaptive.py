@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from retro.analysis.adaptive import AdaptiveSettings, Kind
     from retro.analysis.adaptive_questions import Row
 
-NAME = "adaptive.json"
 _AGAIN = "evaluate with task: qa, and run `retro eval rescore` on the folder"
 
 
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help=f"folder of {NAME} and the policies (default: the first one)",
+        help="folder of adaptive.json and the policies (default: the first one)",
     )
 
 
@@ -83,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from retro.analysis.adaptive_questions import pair_answers
     from retro.analysis.adaptive_text import describe_comparison
     from retro.artifacts.atomic import write_json_atomic
+    from retro.eval.responses import ADAPTIVE_NAME
 
     prices = None if arguments.cost is None else read_prices(arguments.cost)
     evaluations = [_Evaluation(path) for path in arguments.evaluations]
@@ -128,8 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"  policy: {path}")
         if not known and not arguments.policy:
             print("  no question has a popularity: no policy of it")
-    write_json_atomic(output / NAME, content)
-    print(f"numbers: {output / NAME}")
+    write_json_atomic(output / ADAPTIVE_NAME, content)
+    print(f"numbers: {output / ADAPTIVE_NAME}")
     return 0
 
 
