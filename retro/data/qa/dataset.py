@@ -63,7 +63,8 @@ class QaDataset:
         self.arm, self.layout, self.task, self.tokenizer = arm, layout, task, tokenizer
         self.chunk_length, self.pad_id = chunk_length, tokenizer.pad_id
         self.length_multiple = length_multiple
-        self.questions, self.left_out = self._fitting(prepared)
+        self.questions: list[PreparedQuestion] = []
+        self.left_out = self._take(prepared)
         if not self.questions:
             raise ArtifactMismatchError(
                 f"{where}: expected questions to train on, found {len(prepared)}, of which {self.left_out.too_long} "
@@ -105,14 +106,18 @@ class QaDataset:
         )
 
     def estimated_lengths(self) -> np.ndarray:
-        """float64 [questions]: characters of what the decoder reads, and a thousandth of what the encoder reads, about.
-        Questions of similar length make batches with little padding; tokens are not counted, that would be slow."""
-        out = np.zeros(len(self.questions))
-        for number, prepared in enumerate(self.questions):
-            passages = prepared.passages[: self.layout.passages]
-            first = len(passages[0].text) if passages and self.arm.in_prompt else 0
-            rest = passages[int(self.arm.in_prompt) :] if self.arm.in_encoder else ()
-            out[number] = len(prepared.question.question) + first + sum(len(p.text) for p in rest) / 1000
+        """float64 [questions]: tokens that the decoder reads, about, and a millionth of the characters that the encoder
+        reads. Questions of similar length make batches with little padding."""
+        out = self._lengths.astype(np.float64)
+        given = [prepared.passages[: self.layout.passages] for prepared in self.questions]
+        if self.arm.in_prompt:
+            texts = [f"{passages[0].title} {passages[0].text}" if passages else "" for passages in given]
+            tokens = np.array([len(ids) for ids in self.tokenizer.encode_batch(texts)])
+            # Longer ones are cut.
+            out += np.minimum(tokens, np.maximum(self.layout.prompt_chunks * self.chunk_length - self._lengths, 0))
+        if self.arm.in_encoder:
+            skipped = int(self.arm.in_prompt)
+            out += [sum(len(passage.text) for passage in passages[skipped:]) / 1e6 for passages in given]
         return out
 
     def _row(self, index: int) -> _Row:
@@ -132,14 +137,14 @@ class QaDataset:
         neighbors = tuple(np.array(passage, dtype=np.int32) for passage in example.neighbors if passage)
         return _Row(np.array(example.prompt, dtype=np.int32), neighbors, np.array(example.answer, dtype=np.int32))
 
-    def _fitting(self, prepared: Sequence[PreparedQuestion]) -> tuple[list[PreparedQuestion], LeftOut]:
-        """Whether questions fit is known without their passages, which give way."""
-        kept, left_out = [], LeftOut()
+    def _take(self, prepared: Sequence[PreparedQuestion]) -> LeftOut:
+        """Keep the questions that fit, which is known without their passages: these give way."""
+        left_out, lengths = LeftOut(), []
         longest = self.layout.prompt_chunks * self.chunk_length
         most = min(self.layout.answer_tokens, self.chunk_length)
         answers = tokenize_answers(prepared, self.task, self.tokenizer)
-        lengths = bare_prompt_lengths(prepared, self.task, self.tokenizer)
-        for question, answer, length in zip(prepared, answers, lengths, strict=True):
+        prompts = bare_prompt_lengths(prepared, self.task, self.tokenizer)
+        for question, answer, length in zip(prepared, answers, prompts, strict=True):
             if length > longest:
                 left_out = left_out._replace(too_long=left_out.too_long + 1)
             elif not answer:
@@ -147,5 +152,8 @@ class QaDataset:
             elif len(answer) > most:
                 left_out = left_out._replace(long_answer=left_out.long_answer + 1)
             else:
-                kept.append(question)
-        return kept, left_out
+                self.questions.append(question)
+                lengths.append(length + len(answer))
+        #: int64 [questions]: tokens of prompt and answer without passages.
+        self._lengths = np.array(lengths, dtype=np.int64)
+        return left_out

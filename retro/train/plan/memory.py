@@ -12,6 +12,7 @@ from retro.model.activations.segments import Batch, most_activations
 from retro.train.parallel.mesh import lay_out
 from retro.train.plan.devices import GIB
 from retro.train.plan.parameters import Parameter, list_parameters
+from retro.train.plan.sizes import sequence_sizes
 
 #: What a process holds besides tensors, bytes: CUDA's context and libraries; those of NCCL; on a CPU, the interpreter
 #: with its libraries. Rough.
@@ -103,20 +104,19 @@ def plan_memory(config: TrainConfig, model: ModelConfig, layout: Layout, on_cpu:
 
 
 def micro_batch_sizes(config: TrainConfig, model: ModelConfig, sequences: int) -> Batch:
-    """Sizes of a micro-batch of `sequences`; the last chunk of each retrieves nothing in training, as its neighbors
-    would serve no scored position."""
-    chunk = model.chunk_length
-    batch = Batch(sequences, config.sequence_length, chunk, packed=config.packing == "documents")
-    if not model.is_retro:
-        return batch
+    """Sizes of a micro-batch of `sequences`."""
+    chunk, sizes = model.chunk_length, sequence_sizes(config, model)
+    packed = config.packing == "documents"
+    if not sizes.chunks:
+        return Batch(sequences, config.sequence_length, chunk, packed=packed)
     return Batch(
         sequences,
         config.sequence_length,
         chunk,
-        num_neighbors=config.num_neighbors,
-        retrieved=2 * chunk,
-        chunks=sequences * (config.sequence_length // chunk - 1),
-        packed=batch.packed,
+        num_neighbors=sizes.num_neighbors,
+        retrieved=sizes.retrieved,
+        chunks=sequences * sizes.chunks,
+        packed=packed,
     )
 
 

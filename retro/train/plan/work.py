@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from retro.config.model import ModelConfig
 from retro.config.train import TrainConfig
 from retro.model.flops import sequence_flops
+from retro.train.plan.sizes import sequence_sizes
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ def plan_work(config: TrainConfig, model: ModelConfig, gpt: ModelConfig, devices
 
 
 def _training_flops(config: TrainConfig, model: ModelConfig) -> float:
-    """Operations of a step on one sequence: all but its last position are scored, its last chunk retrieves nothing."""
-    length = config.sequence_length
-    chunks = length // model.chunk_length - 1 if model.is_retro else 0
+    """Operations of a step on one sequence."""
+    sizes = sequence_sizes(config, model)
     found = sequence_flops(
-        model, length, retrieved_chunks=chunks, num_neighbors=config.num_neighbors, scored=max(length - 1, 1)
+        model,
+        config.sequence_length,
+        retrieved_chunks=sizes.chunks,
+        num_neighbors=sizes.num_neighbors,
+        retrieved_length=sizes.retrieved,
+        scored=sizes.scored,
     )
     share = config.plan.neighbor_share
     if config.freeze_backbone and model.is_retro:
