@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
 from retro.config.errors import ConfigError
 from retro.config.evaluation import EvalConfig
-from retro.data.qa.prepared import open_prepared
+from retro.data.qa.prepared import PreparedQuestions, open_prepared
+from retro.data.qa.record import PreparedQuestion
 from retro.data.tokenizer import Tokenizer
 from retro.eval.tasks.qa import QaTask
 from retro.eval.tasks.qa_arms import AdaptiveArm, open_arms
@@ -33,7 +35,7 @@ def open_qa_task(config: EvalConfig, tokenizer: Tokenizer, model: RetroModel) ->
                 file=sys.stderr,
             )
     questions = prepared.read(settings.split)
-    train = prepared.read(_TRAIN) if _TRAIN in prepared.splits else []
+    train = _read_training(prepared, bool(settings.shots)) if _TRAIN in prepared.splits else []
     if settings.shots and not train:
         raise ConfigError(
             f"qa.shots: demonstrations come from split {_TRAIN!r}, and {settings.questions} has none "
@@ -63,3 +65,14 @@ def open_qa_task(config: EvalConfig, tokenizer: Tokenizer, model: RetroModel) ->
             f"model's {positions}; lower qa.layout.prompt_chunks"
         )
     return task
+
+
+def _read_training(prepared: PreparedQuestions, demonstrations: bool) -> list[PreparedQuestion]:
+    """Training questions with no more passages than demonstrations need, which is one: training splits are large."""
+    # Expressions are shown by what they match in the oracle passages.
+    oracle = None if prepared.task.answers_are == "regex" else 1
+    keep = (1, oracle) if demonstrations else (0, 0)
+    return [
+        dataclasses.replace(question, passages=question.passages[: keep[0]], oracle=question.oracle[: keep[1]])
+        for question in prepared.iter(_TRAIN)
+    ]

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -15,11 +18,13 @@ from retro.data.qa.prepared import open_prepared
 from retro.data.qa.record import Passage, PreparedQuestion, QaQuestion
 from retro.data.qa.task import TaskDefinition, task_to_dict
 from retro.data.tokenizer import open_tokenizer
+from retro.eval.qa_opening import open_qa_task
 from retro.eval.responses import RESPONSES_NAME, RESULTS_NAME, SCORES_NAME, open_log
 from retro.eval.results import write_results
 from retro.eval.runner import answer, evaluate
 from retro.eval.tasks.qa import QaTask
 from retro.eval.tasks.qa_arms import open_arms
+from retro.inference.checkpoint import open_checkpoint
 from tests.data.qa.prepared_folder import write_prepared_folder
 from tests.eval.qa_workspace import Reader, write_questions
 from tests.eval.workspace import CHUNK
@@ -196,6 +201,24 @@ def test_demonstrations_come_from_training_questions_of_other_relations(workspac
         assert all(("source:" in shot) == (row["arm"] == "rag") for shot in [*shots, asked])
 
 
+def test_training_questions_keep_the_passages_that_demonstrations_show(workspace, colour_questions, tmp_path):
+    """What the command opens gives the same prompts as all that was prepared."""
+    layout = dataclasses.replace(LAYOUT, prompt_chunks=40)
+    settings = {"shots": 2, "max_questions": 4, "layout": layout, "arms": ("rag", "rag/oracle", "closed_book")}
+    config = eval_config(workspace, colour_questions, tmp_path, **settings)
+    tokenizer = open_tokenizer(workspace.release.tokenizer)
+    model = open_checkpoint(workspace.retro).load_model()
+    opened = open_qa_task(config, tokenizer, model)
+    whole = make_task(workspace, colour_questions, settings["arms"], layout, shots=2, max_questions=4)
+    prompts = []
+    for task in (opened, whole):
+        reader = Reader(workspace)
+        for number in range(task.num_blocks):
+            task.run_block(number, reader, None)
+        prompts.append([request.prompt for request in reader.requests])
+    assert prompts[0] == prompts[1] and len(set(prompts[0])) == 12
+
+
 def test_a_question_that_does_not_fit_has_no_answer_and_is_counted(workspace, colour_questions, tmp_path, capsys):
     layout = dataclasses.replace(LAYOUT, prompt_chunks=1)
     task = make_task(workspace, colour_questions, ("closed_book",), layout, max_questions=3)
@@ -345,6 +368,35 @@ def test_a_killed_evaluation_asks_no_committed_question_again(workspace, colour_
     assert without_times(read(resumed)) == without_times(read(clean))
     again = evaluate(eval_config(workspace, colour_questions, tmp_path / "killed"), progress=False)
     assert again == resumed and len(asked) == 10
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_resumes(workspace, colour_questions, tmp_path):
+    """SIGKILL after some blocks, several times: what was committed stays, the answers are those of a run in one go."""
+    section = f"qa={{questions: {colour_questions}, arms: [closed_book, retro++, retro], max_questions: 22}}"
+    shared = ["task=qa", f"checkpoint={workspace.retro}", "batch=1", "block_batches=1", section]
+    assert main(["eval", *shared, f"output={tmp_path / 'clean'}"]) == 0
+    command = [sys.executable, "-m", "retro.cli.eval", *shared, f"output={tmp_path / 'killed'}"]
+    folder = tmp_path / "killed" / "eval" / "qa-colours-test"
+    done = []
+    for wanted in (5, 30):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and _committed(folder) < wanted:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done.append(_committed(folder))
+    assert 5 <= done[0] < done[1] < 66
+    assert main(["eval", *shared, f"output={tmp_path / 'killed'}"]) == 0
+    clean = tmp_path / "clean" / "eval" / "qa-colours-test"
+    assert without_times(read(folder)) == without_times(read(clean)) and len(read(folder)) == 66
+
+
+def _committed(folder):
+    try:
+        return json.loads((folder / "state.json").read_text())["blocks"]
+    except FileNotFoundError:
+        return 0
 
 
 def test_a_gpt_reads_no_neighbors(workspace, colour_questions, tmp_path):
