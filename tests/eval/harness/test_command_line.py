@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import subprocess
@@ -85,19 +86,38 @@ def test_the_command_line_evaluates_tasks_of_a_folder(runs, tmp_path):
     assert len(samples) == 24 and all(json.loads(line)["resps"] for line in samples)
 
 
-@pytest.mark.slow
+@pytest.fixture
+def only_included_tasks(monkeypatch):
+    """Without the thousands of tasks that come with the harness, which take long to list."""
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--tasks", "local_nonsense", "--model_args", "checkpoint=x"], 2, "Tasks not found: local_nonsense"),
         (["--tasks", "local_copa", "--model_args", "checkpoint=nowhere"], 3, "nowhere: no such run or checkpoint"),
         (["--tasks", "local_copa", "--model_args", "chekpoint=x"], 2, "did you mean 'checkpoint'"),
+        (["--tasks", "local_copa", "--model_args", "checkpoint=GPT"], 2, "give --metadata data=FOLDER"),
         (["--tasks", "local_copa", "--log_samples"], 2, "output_path"),
+        (["--config", "nowhere.yaml"], 2, "Config file not found"),
     ],
 )
-def test_mistakes_are_one_line(arguments, code, message):
-    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
-    done = harness(*arguments)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_mistakes_are_one_line(runs, only_included_tasks, own_logging, capfd, arguments, code, message):
+    assert main(["harness", *(argument.replace("GPT", str(runs.gpt)) for argument in arguments)]) == code
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_other_errors_of_the_harness_keep_their_traceback(runs, only_included_tasks, own_logging, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a mistake in the program")
+
+    monkeypatch.setattr("retro.eval.harness.model.open_language_model", broken)
+    with pytest.raises(ValueError, match="a mistake in the program"):
+        main(["harness", "--tasks", "local_copa", "--model_args", f"checkpoint={runs.gpt}"])
