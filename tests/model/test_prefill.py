@@ -14,6 +14,8 @@ LENGTHS = [2 * M + 3, 1, M, 2 * M + 1, M - 1]
 #: Chunks of each that have neighbors, from the last one back; the fourth's last chunk has none, the fifth none at all.
 CHUNKS = [3, 1, 1, 2, 0]
 ANSWER = 3
+#: Sequences that retrieve again, with their second new token.
+AGAIN = [0, 3, 4]
 
 
 def batch():
@@ -32,10 +34,19 @@ def alone(model, b: int, stop: int) -> torch.Tensor:
     """Logits [V] after `stop` tokens of sequence b, by the whole forward pass."""
     tokens, ends, neighbors, mask = batch()
     rows = ends[b] >= 0
-    given = (neighbors[b : b + 1, rows], mask[b : b + 1, rows]) if rows.any() else ()
-    chunk_ends = ends[b : b + 1, rows] if rows.any() else None
+    given = [neighbors[b, rows], mask[b, rows], ends[b, rows]]
+    if b in AGAIN and stop > LENGTHS[b] + 1:
+        given = [torch.cat((x, new[None])) for x, new in zip(given, again(b), strict=True)]
     with torch.no_grad():
-        return model(tokens[b : b + 1, :stop], *given, chunk_ends_BL=chunk_ends).logits[0, -1]
+        if not len(given[2]):
+            return model(tokens[b : b + 1, :stop]).logits[0, -1]
+        found, real, chunk_ends = (x[None] for x in given)
+        return model(tokens[b : b + 1, :stop], found, real, chunk_ends_BL=chunk_ends).logits[0, -1]
+
+
+def again(b: int):
+    """(neighbors [K, R], mask, position of the last token) of what sequence b retrieves after its prompt."""
+    return random_tokens(K, R, seed=30 + b), suffix_mask(1, 1, seed=40 + b)[0, 0], torch.tensor(LENGTHS[b] + 1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -53,7 +64,11 @@ def test_each_sequence_of_a_pass_is_as_if_alone(name: str) -> None:
         fed = [0] * 5
         for b, slot in enumerate(slots):
             fed[slot] = int(tokens[b, LENGTHS[b] + step])
-        logits = state.decode(torch.tensor(fed))
+        found, real, now = torch.zeros(5, K, R, dtype=torch.int64), torch.zeros(5, K, R).bool(), torch.zeros(5).bool()
+        for b in AGAIN if step == 1 else []:
+            found[slots[b]], real[slots[b]], _ = again(b)
+            now[slots[b]] = True
+        logits = state.decode(torch.tensor(fed), found, real, now)
         for b, slot in enumerate(slots):
             expected = alone(model, b, LENGTHS[b] + step + 1)
             torch.testing.assert_close(logits[slot].double(), expected, rtol=0, atol=1e-5)
