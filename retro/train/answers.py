@@ -14,9 +14,11 @@ from retro.train.distributed import Processes
 
 
 class AnswerScorer(Protocol):
-    """Asks a model questions. metrics: names of the scores."""
+    """Asks a model questions."""
 
-    metrics: Sequence[str]
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the scores."""
 
     def __call__(self, model: RetroModel, rank: int, world: int) -> tuple[int, list[float]]:
         """(number of questions, sum of each metric over them) of this process' share of the questions, in which it
