@@ -127,7 +127,7 @@ def _contained(record: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Map
             yield where, article
             continue
         for paragraph in article["paragraphs"]:
-            for question in _mapping(paragraph, where).get("qas", ()):
+            for question in _list_of(_mapping(paragraph, where), "qas", where):
                 yield where, _squad_record(article, paragraph, _mapping(question, where), where)
 
 
@@ -135,7 +135,7 @@ def _squad_record(
     article: Mapping[str, Any], paragraph: Mapping[str, Any], question: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """One question as the hub's copy has it."""
-    answers = [_mapping(answer, where).get("text") for answer in question.get("answers", ())]
+    answers = [_mapping(answer, where).get("text") for answer in _list_of(question, "answers", where)]
     return {
         "id": question.get("id"),
         "title": article.get("title", ""),
@@ -158,6 +158,10 @@ def _table_records(path: Path, kind: str, headed: bool) -> Iterator[tuple[str, M
                 continue
             if names is None:
                 names = row if headed else [f"column_{i}" for i in range(1, len(row) + 1)]
+                if len(set(names)) < len(names):
+                    raise ArtifactCorruptError(
+                        f"{where}: expected columns of different names, found {', '.join(names)}; rename one"
+                    )
                 if headed:
                     continue
             if len(row) != len(names):
@@ -187,6 +191,14 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _whole_text(path: Path) -> str:
     _, blocks = without_mark(iter_blocks(path))
     return b"".join(blocks).decode("utf-8")
+
+
+def _list_of(record: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """A list of a record, [] if it lacks it."""
+    value = record.get(name, [])
+    if not isinstance(value, list):
+        raise ArtifactCorruptError(f"{where}: {name}: expected a list, found {type(value).__name__}; correct the file")
+    return value
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

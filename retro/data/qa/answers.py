@@ -48,7 +48,7 @@ class AnswerFinder:
         for answer in answers:
             try:
                 self._patterns.append(re.compile(unicodedata.normalize("NFD", answer), re.IGNORECASE | re.MULTILINE))
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"not a regular expression ({error}): {answer!r}") from None
 
     def found_in(self, text: str) -> bool:

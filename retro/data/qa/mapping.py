@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from retro.data.qa.record import Passage, QaQuestion
 FILE_FIELD = "@file"
 
 _ABSENT = object()
+# Whole numbers may be larger than any float.
+_LARGEST = sys.float_info.max
 _OPTIONAL = ("id", "evidence", "group", "relation", "subject", "popularity", "object_popularity", "target", "passages")
 
 
@@ -125,8 +128,10 @@ class QuestionReader:
         for answer in answers if self._answers_are == "regex" else ():
             try:
                 re.compile(answer)
-            except re.error as error:
-                raise _ValueProblem(f"expected regular expressions, found {answer!r} ({error}); correct it") from None
+            except (re.error, OverflowError, RecursionError) as error:
+                raise _ValueProblem(
+                    f"expected regular expressions, found {_short(answer)} ({error}); correct it"
+                ) from None
 
 
 def lookup(record: Mapping[str, Any], name: str) -> Any:
@@ -176,7 +181,7 @@ def _scalar(value: Any) -> str:
         except UnicodeEncodeError:
             raise _ValueProblem(f"expected text, found half a character in {_short(value)}") from None
         return value.strip()
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         return str(value)
     if isinstance(value, datetime.date):  # datetime too
         raise _ValueProblem(
@@ -202,7 +207,7 @@ def _popularity(value: Any) -> float | None:
     """Page views; None for numbers below 0, which PopQA writes where it does not know the page."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise _ValueProblem(f"expected a number, found {_short(value)}")
@@ -231,7 +236,7 @@ def _passage(item: Any, number: int) -> Passage:
     score = item.get("score")
     try:
         known = math.nan if score is None or isinstance(score, bool) else float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _ValueProblem(f"passage {number}: score: expected a number, found {_short(score)}") from None
     return Passage(
         title=_scalar(item.get("title")),

@@ -40,7 +40,7 @@ def write_pointer(path: Path, passages: Path) -> dict[str, Any]:
     }
     try:
         same = json.loads(path.read_text(encoding="utf-8")) == content
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         same = False
     if not same:
         write_json_atomic(path, content)
@@ -56,7 +56,7 @@ def read_pointer(path: Path) -> Path:
         content = json.loads(path.read_text(encoding="utf-8"))
         newer = content["format"] > FORMAT
         entry = {name: str(content["passages"][name]) for name in ("kind", "fingerprint", "path")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactCorruptError(
             f"{path}: not a readable {POINTER} ({type(error).__name__}: {error}); run `retro qa prepare` again"
         ) from None

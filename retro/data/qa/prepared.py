@@ -51,7 +51,7 @@ def parse_prepared(line: bytes, where: str) -> PreparedQuestion:
             oracle=tuple(map(parse_passage, record["oracle"])),
             seen=seen,
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ArtifactCorruptError(
             f"{where}: not a prepared question ({type(error).__name__}: {error}); prepare the questions again"
         ) from None
@@ -84,7 +84,9 @@ class PreparedQuestions:
         manifest = open_manifest(self.folder, QA_PASSAGES_KIND)
         self.fingerprint = manifest.fingerprint
         try:
-            self._figures: dict[str, dict[str, Any]] = {entry["split"]: entry for entry in manifest.stats["splits"]}
+            splits = manifest.stats["splits"]
+            self._counts = {str(entry["split"]): int(entry["questions"]) for entry in splits}
+            self._recalls = {str(entry["split"]): dict(entry["recall"]) for entry in splits}
             self.release: str | None = manifest.stats["release"]
             self.retrieval: dict[str, Any] = dict(manifest.stats["retrieval"])
             self._task: dict[str, Any] = dict(manifest.stats["task"])
@@ -93,7 +95,7 @@ class PreparedQuestions:
                 f"{self.folder}: the manifest lacks figures of prepared questions ({type(error).__name__}: {error}); "
                 "prepare the questions again"
             ) from None
-        self.splits: tuple[str, ...] = tuple(self._figures)
+        self.splits: tuple[str, ...] = tuple(self._counts)
         self._files = _files_by_split(manifest)
 
     @cached_property
@@ -105,12 +107,14 @@ class PreparedQuestions:
 
     def count(self, split: str) -> int:
         """Questions of a split. Raises ConfigError for a split that there is not."""
-        return int(self._split(split)["questions"])
+        self._check(split)
+        return self._counts[split]
 
     def recall(self, split: str) -> dict[str, Any]:
         """How often retrieval brought what it should, as `retro.data.qa.recall.recall_figures` has it, over the whole
         split. Raises ConfigError for a split that there is not."""
-        return dict(self._split(split)["recall"])
+        self._check(split)
+        return dict(self._recalls[split])
 
     def read(self, split: str) -> list[PreparedQuestion]:
         """All questions of a split, in the order that the task's seed gave them.
@@ -121,16 +125,15 @@ class PreparedQuestions:
 
     def iter(self, split: str) -> Iterator[PreparedQuestion]:
         """As `read`, one question after the other."""
-        self._split(split)
+        self._check(split)
         for name in self._files.get(split, []):
             yield from read_prepared(self.folder / name)
 
-    def _split(self, split: str) -> dict[str, Any]:
-        if split not in self._figures:
+    def _check(self, split: str) -> None:
+        if split not in self._counts:
             raise ConfigError(
                 f"{self.folder}: expected a split of these questions ({', '.join(self.splits)}), found {split!r}"
             )
-        return self._figures[split]
 
 
 def open_prepared(path: str | Path) -> PreparedQuestions:

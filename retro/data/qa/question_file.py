@@ -48,7 +48,7 @@ def parse_question_line(line: bytes, where: str) -> SourceQuestion:
     try:
         record: dict[str, Any] = json.loads(line)
         return SourceQuestion(parse_question(record), tuple(parse_passage(p) for p in record.get("passages", ())))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ArtifactCorruptError(
             f"{where}: not a question ({type(error).__name__}: {error}); make the questions again"
         ) from None

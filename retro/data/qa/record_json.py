@@ -58,6 +58,7 @@ def _list(value: Any) -> list[Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a text, found {value!r}")
+    value.encode()  # half a character is a ValueError
     return value
 
 

@@ -151,6 +151,11 @@ def test_made_ids_are_of_the_question_and_not_of_its_place():
         ({"question": "q", "answers": "a", "c": [{"title": "t"}]}, {"passages": "c"}, "passage 0: expected a record"),
         ({"question": "q", "answers": "a", "c": {"text": ["x"], "title": []}}, {"passages": "c"}, "several lengths"),
         ({"question": "q", "answers": "a", "c": [{"text": "t", "score": "x"}]}, {"passages": "c"}, "score: expected"),
+        ({"question": "q", "answers": "a", "p": 10**400}, {"popularity": "p"}, "p: expected a number, found 1000"),
+        ({"question": "q", "answers": [10**400]}, {}, "answers: expected a text, found 1000"),
+        ({"question": "q", "answers": "a", "c": [{"text": "t", "score": 10**400}]}, {"passages": "c"}, "score: expect"),
+        ({"question": "q", "answers": ["a{99999999999999999999}"]}, {"answers_are": "regex"}, "found 'a{9999"),
+        ({"question": "q", "answers": ["(" * 9999 + ")" * 9999]}, {"answers_are": "regex"}, "expected regular exp"),
     ],
 )
 def test_what_is_wrong_is_one_line(record, fields, message):

@@ -74,6 +74,8 @@ def test_an_unknown_score_is_null_and_comes_back_as_nan() -> None:
         {"seen": 1},
         {"popularity": "many"},
         {"popularity": True},
+        {"popularity": 10**400},
+        {"question": "\ud800"},
         {"passages": [{"title": "a", "text": "b", "document": "c", "chunk": 1.5, "score": 1}]},
         {"passages": [{"title": "a", "text": "b", "document": "c", "chunk": 1}]},
         {"oracle": 3},
@@ -85,7 +87,7 @@ def test_what_is_no_prepared_question_is_refused(change: dict[str, object]) -> N
         parse_prepared(json.dumps(record).encode(), "file:4")
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"3", b'{"id": "a"}', b"\xff"])
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"3", b'{"id": "a"}', b"\xff", b"[" * 99999])
 def test_broken_lines_are_refused(line: bytes) -> None:
     with pytest.raises(ArtifactCorruptError, match="prepare the questions again"):
         parse_prepared(line, "file:1")
@@ -127,11 +129,19 @@ def test_another_artifact_than_the_file_names_is_refused(tmp_path: Path) -> None
         open_prepared(first)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "passages": {"kind": "qa_passages"}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "passages": {"kind": "qa_passages"}}', "[" * 99999])
 def test_a_broken_pointer_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "questions.json").write_text(content)
     with pytest.raises(ArtifactCorruptError, match=r"questions\.json: not a readable"):
         open_prepared(tmp_path)
+
+
+def test_figures_that_lack_a_number_are_refused(tmp_path: Path) -> None:
+    root = write_prepared_folder(tmp_path / "qa", TASK, {"train": [PREPARED]})
+    path = root / "passages" / "manifest.json"
+    path.write_text(path.read_text().replace('"questions":', '"question":'))
+    with pytest.raises(ArtifactCorruptError, match="lacks figures of prepared questions"):
+        open_prepared(root)
 
 
 def test_a_pointer_of_a_later_format_is_refused(tmp_path: Path) -> None:
