@@ -22,6 +22,7 @@ from retro.data.qa.question_file import (
     parse_question_line,
     write_source_questions,
 )
+from retro.data.qa.record import wording
 from retro.data.qa.task import TaskDefinition, task_to_dict
 
 _ORDER = ("train", "dev", "test")
@@ -155,10 +156,10 @@ class _Line:
     def __init__(self, path: Path, offset: int, item: SourceQuestion, seed: int) -> None:
         question = item.question
         self.path, self.offset, self.id = path, offset, question.id
-        wording = _hash("wording", " ".join(question.question.casefold().split()))
+        words = _hash("wording", wording(question.question))
         told_by = {"evidence": "".join(question.evidence[:1]), "subject": question.subject, "group": question.group}
-        self.keys = {by: _hash(by, text) if text else wording for by, text in told_by.items()}
-        self.keys["question"] = wording
+        self.keys = {by: _hash(by, text) if text else words for by, text in told_by.items()}
+        self.keys["question"] = words
         self.rank = _hash(f"order {seed}", question.id)
 
     def goes_to(self, split: str, rule: SplitOff) -> bool:

@@ -41,6 +41,11 @@ class QaQuestion:
     object_popularity: float | None = None
 
 
+def wording(question: str) -> str:
+    """What two questions share that differ in case and spaces alone."""
+    return " ".join(question.casefold().split())
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedQuestion:
     """A question with its evidence, as prepared once and read by training and evaluation.

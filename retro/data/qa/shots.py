@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from retro.data.qa.record import PreparedQuestion
+from retro.data.qa.record import PreparedQuestion, wording
 
 
 class ShotPool:
@@ -25,7 +25,7 @@ class ShotPool:
 
         A question with a relation gets one of each other relation in a drawn order, then a second one of each and so on
         (Mallen et al. 2023, section 4.2, with 15 for 16 relations); any other question gets questions drawn from all.
-        Never a question with the same id or wording.
+        Never a question with the same id or wording, in either case.
         """
         relation = asked.question.relation
         others = [group for name, group in self._groups.items() if name and name != relation] if relation else []
@@ -34,7 +34,7 @@ class ShotPool:
         draws = _draws(int.from_bytes(digest[:16], "little"))
         order = sorted(range(len(groups)), key=[next(draws) for _ in groups].__getitem__)
         taken: list[PreparedQuestion] = []
-        seen = {asked.question.id, asked.question.question}
+        ids, wordings = {asked.question.id}, {wording(asked.question.question)}
         most = sum(map(len, groups))
         # A few draws may repeat what is there already; a pool that is too small gives fewer.
         for attempt in range(4 * most + 4 * len(groups)):
@@ -42,8 +42,10 @@ class ShotPool:
                 break
             group = groups[order[attempt % len(groups)]]
             drawn = group[next(draws) % len(group)]
-            if drawn.question.id not in seen and drawn.question.question not in seen:
-                seen |= {drawn.question.id, drawn.question.question}
+            words = wording(drawn.question.question)
+            if drawn.question.id not in ids and words not in wordings:
+                ids.add(drawn.question.id)
+                wordings.add(words)
                 taken.append(drawn)
         return tuple(taken)
 

@@ -36,6 +36,9 @@ def test_a_question_does_not_demonstrate_itself():
     other_id = dataclasses.replace(TRAIN[0], question=dataclasses.replace(TRAIN[0].question, id="x", relation=""))
     assert [shot.question.id for shot in pool.choose(other_id, 5)] == ["q1"]
     assert pool.choose(question(0), 0) == ()
+    text = f"  {TRAIN[0].question.question.upper()}"
+    same = dataclasses.replace(other_id, question=dataclasses.replace(other_id.question, question=text))
+    assert [shot.question.id for shot in pool.choose(same, 5)] == ["q1"]
 
 
 def test_depends_on_seed_and_question_alone():
