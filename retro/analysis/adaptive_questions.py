@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,7 @@ def _answers(rows: Sequence[Row], scores: Sequence[float], prices: Prices | None
         expenses["seconds"] = expenses["seconds"] + search_ms / 1000
         if prices.priced:
             expenses["cost"] = np.array([prices.price(row) for row in rows])
-    logprobs = [[float(value) for value in row.get("token_logprobs") or ()] for row in rows]
-    return ArmAnswers(str(rows[0]["arm"]), np.array(scores, np.float64), expenses, logprobs)
+    return ArmAnswers(str(rows[0]["arm"]), np.array(scores, np.float64), expenses, [_logprobs(row) for row in rows])
 
 
 def _id(row: Row) -> str:
@@ -121,13 +121,32 @@ def _id(row: Row) -> str:
 def _unit(row: Row) -> str:
     """The first document that holds the answer, where the source names one; else the question itself."""
     evidence = row.get("evidence")
+    if evidence and not isinstance(evidence, list):
+        raise _wrong(row, "evidence", "a list of documents")
     return f"document {evidence[0]}" if evidence else f"question {_id(row)}"
+
+
+def _logprobs(row: Row) -> list[float]:
+    found = row.get("token_logprobs") or []
+    if not isinstance(found, list) or not all(_is_number(value) for value in found):
+        raise _wrong(row, "token_logprobs", "a list of numbers")
+    return [float(value) for value in found]
 
 
 def _number(row: Row, name: str) -> float:
     value = row.get(name)
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ArtifactCorruptError(f"responses: question {row['id']!r}: {name}: expected a number, found {value!r}")
+    if not _is_number(value):
+        raise _wrong(row, name, "a number")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _wrong(row: Row, name: str, expected: str) -> ArtifactCorruptError:
+    found = repr(row[name])
+    found = found if len(found) <= 60 else f"{found[:59]}…"
+    return ArtifactCorruptError(f"responses: question {row['id']!r}: {name}: expected {expected}, found {found}")

@@ -10,6 +10,7 @@ import numpy as np
 from retro.analysis.adaptive_policies import Policy
 from retro.analysis.adaptive_questions import AnsweredQuestions
 from retro.analysis.bootstrap import CONFIDENCE, DocumentSums, Estimate
+from retro.config.errors import ArtifactMismatchError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ def draw_dev(groups: np.ndarray, plan: SplitPlan, number: int) -> np.ndarray:
 
 
 def evaluate_splits(policy: Policy, questions: AnsweredQuestions, plan: SplitPlan) -> HeldOut:
-    """Fit on dev and test on the rest, `plan.splits` times. Raises ValueError if no split leaves a test question."""
+    """Fit on dev and test on the rest, `plan.splits` times. Raises ArtifactMismatchError if no split leaves a test
+    question."""
     closed, retrieval = questions.closed.scores, questions.retrieval.scores
     best = np.maximum(closed, retrieval)
     scores: dict[str, list[float]] = {n: [] for n in ("adaptive", "closed", "retrieval", "oracle", "fixed_by_dev")}
@@ -83,7 +85,10 @@ def evaluate_splits(policy: Policy, questions: AnsweredQuestions, plan: SplitPla
         dev = draw_dev(policy.groups, plan, number)
         test = ~dev
         if not test.any():
-            raise ValueError("expected groups of two questions or more, found none")
+            raise ArtifactMismatchError(
+                "expected relations of two questions or more, one to fit on and one to test, found none; raise "
+                "--min-questions, below which relations share a threshold"
+            )
         retrieves = policy.retrieves(policy.thresholds(questions.gains, dev))
         adaptive = np.where(retrieves, retrieval, closed)
         fixed = retrieval if questions.gains[dev].sum() > 0 else closed

@@ -123,8 +123,7 @@ def _compare(group: QaGroup, draws: int, seed: int) -> QaComparison:
     ids, asked = shared_questions(arms, metrics)
     rows = [main.rows[key].row for key in ids]
     units_Q, unit = _units(rows)
-    edges = (main.answers.evaluation.results.get("by_popularity") or {}).get("edges") or []
-    subsets = subset_masks(rows, units_Q, edges)
+    subsets = subset_masks(rows, units_Q, main.answers.popularity_edges)
     values = {(arm.series.key, m): _values([arm.rows[key] for key in ids], m) for arm in arms for m in metrics}
     sums = DocumentSums(units_Q, draws, seed)
     wanted = [

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from retro.analysis.bootstrap import Estimate
+from retro.analysis.qa_records import QaAnswers
 from retro.analysis.qa_series import QaGroup
-from retro.config.errors import ArtifactCorruptError
+from retro.config.errors import ArtifactCorruptError, ArtifactMismatchError
 
 NAME = "adaptive.json"
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Adaptive:
 
 
 def read_adaptive(group: QaGroup) -> list[Adaptive]:
-    """What adaptive.json of the group's evaluations says, [] without any. Raises ArtifactCorruptError."""
+    """What adaptive.json of the group's evaluations says, [] without any.
+
+    Raises ArtifactCorruptError, and ArtifactMismatchError for a file of another format, task or split.
+    """
     found = []
     for item in group.answers:
         path = item.evaluation.path / NAME
@@ -67,12 +73,27 @@ def read_adaptive(group: QaGroup) -> list[Adaptive]:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            _check_origin(content, path, item)
             for comparison in content["comparisons"]:
                 found.append(_comparison(content, comparison, item.run.name, item.evaluation.name))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise ArtifactCorruptError(f"{path}: {detail}; run `retro qa adaptive` again") from None
     return found
+
+
+def _check_origin(content: Mapping[str, Any], path: Path, answers: QaAnswers) -> None:
+    if content["format"] != _FORMAT:
+        raise ArtifactMismatchError(
+            f"{path}: expected format {_FORMAT}, found {content['format']!r}; run `retro qa adaptive` again"
+        )
+    expected, found = (answers.task, answers.split), (content["task"], content["split"])
+    if found != expected:
+        expected_words, found_words = (f"{task}, split {split}" for task, split in (expected, found))
+        raise ArtifactMismatchError(
+            f"{path}: expected figures of {expected_words}, found {found_words}; run `retro qa adaptive` on this "
+            "evaluation, or move the file to where it belongs"
+        )
 
 
 def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any], run: str, evaluation: str) -> Adaptive:
@@ -107,8 +128,13 @@ def _policy(kind: str, policy: Mapping[str, Any]) -> AdaptivePolicy:
             )
             for name, values in policy["expenses"].items()
         },
-        curve=tuple({str(k): float(v) for k, v in point.items()} for point in policy["curve"]),
+        curve=tuple(_point(point) for point in policy["curve"]),
     )
+
+
+def _point(values: Mapping[str, Any]) -> dict[str, float]:
+    needed = {name: float(values[name]) for name in ("share", "accuracy")}
+    return needed | {str(name): float(value) for name, value in values.items()}
 
 
 def _spread(values: Mapping[str, Any]) -> Estimate:

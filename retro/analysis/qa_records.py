@@ -62,9 +62,39 @@ class QaAnswers:
         return f"{self.run.path}/eval/{self.evaluation.name}"
 
     @property
+    def popularity_edges(self) -> list[float]:
+        """Lower ends of the popularity bins, [] where there are none. Raises ArtifactCorruptError."""
+        edges = (self.evaluation.results.get("by_popularity") or {}).get("edges") or []
+        if not isinstance(edges, list) or not all(type(edge) in (int, float) for edge in edges):
+            raise ArtifactCorruptError(
+                f"{self.where}/results.json: by_popularity.edges: expected numbers, found {str(edges)[:60]}; {_AGAIN}"
+            )
+        return edges
+
+    @property
+    def recall(self) -> list[tuple[str, dict[str, dict[int, float]]]]:
+        """Shares of questions with "evidence" or an "answer" among the first k passages: of all questions ("") and,
+        where the results tell them apart, of their groups. Raises ArtifactCorruptError."""
+        stored = self.evaluation.results.get("retrieval") or {}
+        try:
+            parts = [("", stored), *(stored.get("by_group") or {}).items()]
+            return [
+                (str(name), {what: _by_k(figures[what]) for what in ("evidence", "answer") if figures.get(what)})
+                for name, figures in parts
+            ]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ArtifactCorruptError(
+                f"{self.where}/results.json: retrieval: expected shares by k, found something else ({error}); {_AGAIN}"
+            ) from None
+
+    @property
     def num_questions(self) -> int:
         """How many questions every arm was asked."""
         return len(next(iter(self.arms.values())))
+
+
+def _by_k(shares: Mapping[str, Any]) -> dict[int, float]:
+    return dict(sorted((int(k), float(value)) for k, value in shares.items()))
 
 
 def read_qa_evaluations(runs: Sequence[Run]) -> list[QaAnswers]:
@@ -95,7 +125,7 @@ def _read(run: Run, evaluation: Evaluation) -> QaAnswers:
             prepared=str(settings["questions"]),
             arms={},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise ArtifactCorruptError(f"{path / 'results.json'}: {detail}; {_AGAIN}") from None
     return dataclasses.replace(found, arms=_rows(evaluation, found.metrics))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,22 +45,11 @@ def recalls(group: QaGroup) -> list[Recall]:
     by_prepared = {item.prepared: item for item in reversed(group.answers)}
     found = []
     for item in reversed(by_prepared.values()):
-        stored = item.evaluation.results.get("retrieval")
         source = f"{item.run.name}, eval/{item.evaluation.name}" if len(by_prepared) > 1 else ""
-        for part, figures in _parts_of(stored if isinstance(stored, dict) else {}):
-            shares = {
-                what: {int(k): float(v) for k, v in sorted(figures[what].items(), key=lambda item: int(item[0]))}
-                for what in ("evidence", "answer")
-                if isinstance(figures.get(what), dict) and figures[what]
-            }
+        for part, shares in item.recall:
             if shares:
                 found.append(Recall(", ".join(name for name in (source, part) if name), shares))
     return found
-
-
-def _parts_of(stored: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """All questions ("") and, where the results tell them apart, their groups."""
-    return [("", stored), *(stored.get("by_group") or {}).items()]
 
 
 def retrieval_errors(

@@ -222,5 +222,8 @@ def write_adaptive(
         prices,
     )
     figures = analyse_adaptive(questions, ("popularity", "confidence"), settings).figures
-    content = {"format": 1, "metric": "exact_match", "settings": settings.to_json(), "comparisons": [figures]}
+    content = {
+        "format": 1, "task": "popqa", "split": "test", "metric": "exact_match", "settings": settings.to_json(),
+        "comparisons": [figures],
+    }  # fmt: skip
     write_json(evaluation / "adaptive.json", content)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -166,3 +167,47 @@ def test_evaluations_must_be_of_one_task(evaluation, tmp_path, capsys):
     (evaluation / "results.json").write_text("{}")
     assert main(["qa", "adaptive", str(evaluation), "--closed", "a", "--retrieval", "b"]) == 3
     assert "no field 'task_definition'" in capsys.readouterr().err
+
+
+def rewrite(evaluation, change):
+    """The same evaluation with other rows; change: of a row in place, False = the row is left out."""
+    rows = [json.loads(line) for line in (evaluation / "responses.jsonl").read_text().splitlines()]
+    results = (evaluation / "results.json").read_text()
+    shutil.rmtree(evaluation)
+    log = open_log(evaluation, {"task": "qa", "version": 1}, {})
+    log.commit([row for row in rows if change(row) is not False], None, {}, {}, finished=True)
+    (evaluation / "results.json").write_text(results)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prediction", 5, "expected a response of task qa"),
+        ("answers", None, "expected a response of task qa"),
+        ("answers", [], "expected a response of task qa"),
+        ("token_logprobs", "abc", "token_logprobs: expected a list of numbers, found 'abc'"),
+        ("token_logprobs", [None], "token_logprobs: expected a list of numbers, found [None]"),
+        ("popularity", 10**400, "popularity: expected a number, found 1000"),
+        ("evidence", 5, "evidence: expected a list of documents, found 5"),
+    ],
+)
+def test_rows_that_are_no_responses_are_named(evaluation, capsys, field, value, message):
+    rewrite(evaluation, lambda row: row.update({field: value}))
+    command = ["qa", "adaptive", str(evaluation), "--closed", "closed_book", "--retrieval", "rag", "--splits", "3"]
+    assert main(command) == 3
+    error = capsys.readouterr().err
+    assert f"question 'author-0': {message}" in error and error.count("\n") == 1 and len(error) < 400
+    assert not (evaluation / "adaptive.json").exists()
+
+
+def test_relations_of_one_question_each_leave_nothing_to_test(evaluation, capsys):
+    def alone(row):
+        row["relation"] = row["id"]
+        return row["id"].endswith("-7") or row["id"].startswith("color-1")
+
+    rewrite(evaluation, alone)
+    command = ["qa", "adaptive", str(evaluation), "--closed", "closed_book", "--retrieval", "rag", "--splits", "3"]
+    assert main([*command, "--min-questions", "1"]) == 3
+    error = capsys.readouterr().err
+    assert "relations of two questions or more" in error and "--min-questions" in error and error.count("\n") == 1
+    assert main(command) == 0

@@ -269,6 +269,14 @@ def drop_results(key):
     return edit
 
 
+def edit_results(**changes):
+    def edit(target):
+        content = json.loads((target / "results.json").read_text())
+        write_json(target / "results.json", {**content, **changes})
+
+    return edit
+
+
 def edit_lines(name, change):
     def edit(target):
         write_lines(target / name, change(read_lines(target / name)))
@@ -282,6 +290,16 @@ def edit_lines(name, change):
         (drop_results("arms"), "expected an object 'arms'"),
         (drop_results("task_definition"), "results.json: no field 'task_definition'"),
         (drop_results("qa"), "results.json: no field 'qa'"),
+        (
+            edit_results(qa={"questions": "f", "shots": 1e999, "layout": {"passages": 1}}),
+            "results.json: cannot convert",
+        ),
+        (edit_results(retrieval={"answer": {"few": 1}}), "results.json: retrieval: expected shares by k, found"),
+        (
+            edit_results(retrieval={"by_group": {"x": {"answer": {"1": "y"}}}}),
+            "results.json: retrieval: expected shares",
+        ),
+        (edit_results(by_popularity={"edges": [1, "x"]}), "results.json: by_popularity.edges: expected numbers"),
         (edit_lines("responses.jsonl", lambda rows: [*rows, rows[0]]), "has question 'q0000' twice"),
         (edit_lines("responses.jsonl", lambda rows: [{**rows[0], "arm": "x"}]), "responses.jsonl:1: arm 'x' is not in"),
         (edit_lines("responses.jsonl", lambda rows: rows[:-1]), "expected the same questions for every arm"),

@@ -4,6 +4,7 @@ are."""
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -18,12 +19,13 @@ from retro.analysis.qa_wording import main_candidate, points, qa_headline, qa_se
 from retro.analysis.runs import load_runs
 from retro.analysis.tables import render_text
 from retro.cli.main import main as retro_main
-from retro.config.errors import ArtifactCorruptError
+from retro.config.errors import ArtifactCorruptError, ArtifactError
 from tests.analysis.builders import build_pair, write_json
 from tests.analysis.qa_builders import build_qa_pair, build_qa_run, read_lines, write_adaptive, write_lines, write_qa
 from tests.analysis.test_report import EVIL, SMALL, check
 
 EVALUATION = "eval/qa-popqa-test"
+POPULARITY = ["comparisons", 0, "policies", "popularity"]
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +284,12 @@ def test_command_writes_page_and_numbers(paths, tmp_path, capsys):
     ("content", "message"),
     [
         ("{", "adaptive.json: "),
-        ("{}", "adaptive.json: no field 'comparisons'"),
-        ('{"comparisons": [{"arms": {"closed": "closed_book"}}]}', "adaptive.json: no field 'retrieval'"),
+        ("{}", "adaptive.json: no field 'format'"),
+        ('{"format": 1, "task": "popqa", "split": "test"}', "adaptive.json: no field 'comparisons'"),
+        (
+            '{"format": 1, "task": "popqa", "split": "test", "comparisons": [{"arms": {"closed": "closed_book"}}]}',
+            "adaptive.json: no field 'retrieval'",
+        ),
     ],
 )
 def test_a_damaged_adaptive_file_is_named(tmp_path, content, message):
@@ -291,3 +297,27 @@ def test_a_damaged_adaptive_file_is_named(tmp_path, content, message):
     (path / EVALUATION / "adaptive.json").write_text(content)
     with pytest.raises(ArtifactCorruptError, match=message):
         compare_runs(load_runs([path]), draws=200)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (["format"], 2, "adaptive.json: expected format 1, found 2"),
+        (["task"], "nq", "adaptive.json: expected figures of popqa, split test, found nq, split test"),
+        (["split"], "dev", "adaptive.json: expected figures of popqa, split test, found popqa, split dev"),
+        (["comparisons", 0, "questions"], math.inf, "adaptive.json: cannot convert float infinity to integer"),
+        ([*POPULARITY, "curve"], [{"share": 0.1}], "adaptive.json: no field 'accuracy'"),
+        ([*POPULARITY, "curve"], [{"accuracy": 0.1}], "adaptive.json: no field 'share'"),
+    ],
+)
+def test_an_adaptive_file_of_something_else_is_refused(tmp_path, place, value, message):
+    path = build_qa_run(tmp_path / "run", "retro", ("closed_book", "retro"), count=60)
+    write_adaptive(path / EVALUATION, path / EVALUATION)
+    content = json.loads((path / EVALUATION / "adaptive.json").read_text())
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (path / EVALUATION / "adaptive.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=message):
+        compare_runs(load_runs([path]), draws=100)

@@ -168,7 +168,7 @@ class _Evaluation:
             self.task, self.primary = str(definition["name"]), str(definition["primary"])
             self.split, self.questions = str(results["split"]), str(results["qa"]["questions"])
             self.answer_tokens = int(results["qa"]["max_new_tokens"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise ArtifactCorruptError(f"{path / 'results.json'}: {detail}; {_AGAIN}") from None
         self.arms: dict[str, list[Row]] = {}
@@ -182,7 +182,17 @@ def _scorer(metric: str) -> Callable[[Row], float | None]:
 
     if metric not in METRICS:
         raise ConfigError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
-    return lambda row: score_answer(row, (metric,))[metric]
+
+    def score(row: Row) -> float | None:
+        try:
+            return score_answer(row, (metric,))[metric]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ArtifactCorruptError(
+                f"responses: question {row['id']!r}: expected a response of task qa ({detail}); {_AGAIN}"
+            ) from None
+
+    return score
 
 
 def _find_arm(text: str, option: str, evaluations: Sequence[_Evaluation]) -> tuple[list[Row], _Evaluation]:
