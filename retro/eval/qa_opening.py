@@ -11,8 +11,10 @@ from retro.config.evaluation import EvalConfig
 from retro.data.qa.prepared import PreparedQuestions, open_prepared
 from retro.data.qa.record import PreparedQuestion
 from retro.data.tokenizer import Tokenizer
+from retro.eval.qa_notes import evaluation_notes
 from retro.eval.tasks.qa import QaTask
-from retro.eval.tasks.qa_arms import AdaptiveArm, open_arms
+from retro.eval.tasks.qa_arms import open_arms
+from retro.inference.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from retro.model import RetroModel
@@ -20,21 +22,16 @@ if TYPE_CHECKING:
 _TRAIN = "train"
 
 
-def open_qa_task(config: EvalConfig, tokenizer: Tokenizer, model: RetroModel) -> QaTask:
+def open_qa_task(config: EvalConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, model: RetroModel) -> QaTask:
     """The task of section qa. Raises ConfigError for arms or sizes that the model cannot read, ArtifactError for
     questions or rules that cannot be opened."""
     assert config.qa is not None
     settings = config.qa
     arms = open_arms(settings.arms, model.config.is_retro)
     prepared = open_prepared(settings.questions)
-    for arm in arms:
-        if isinstance(arm, AdaptiveArm) and arm.fitted_on(prepared.fingerprint, settings.split):
-            print(
-                f"note: {arm.name} was fitted on these questions, so its scores are not held out; those of `retro qa "
-                "adaptive` are",
-                file=sys.stderr,
-            )
     questions = prepared.read(settings.split)
+    for note in evaluation_notes(prepared, settings.split, questions, arms, checkpoint.trained_on):
+        print(f"note: {note}", file=sys.stderr)
     train = _read_training(prepared, bool(settings.shots)) if _TRAIN in prepared.splits else []
     if settings.shots and not train:
         raise ConfigError(

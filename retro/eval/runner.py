@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Path:
     modes: tuple[Mode, ...] = config.modes if model.config.is_retro else ("off",)
     task: PerplexityTask | DocsQaTask | QaTask
     if config.task == "qa":
-        task = open_qa_task(config, tokenizer, model)
+        task = open_qa_task(config, checkpoint, tokenizer, model)
         num_neighbors = task.layout.passages
     else:
         num_neighbors = checkpoint.setting("num_neighbors", config.num_neighbors) if set(modes) - {"off"} else 0

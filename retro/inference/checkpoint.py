@@ -73,6 +73,12 @@ class Checkpoint:
         """Whether no document saw another one of its sequence in training; False where nothing tells."""
         return self.stored.get("packing", self.settings.get("packing")) == "documents"
 
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """What its run was (retro.train.checkpointing.identity): "config", and fingerprints, of which "release" and
+        "questions". {} where the weights lie alone."""
+        return dict(open_manifest(self.folder).config) if (self.folder / MANIFEST_NAME).is_file() else {}
+
     def setting(self, name: str, given: int | None) -> int:
         """`given`, or the value of that name that the run was trained with. Raises ConfigError if neither is known."""
         if given is not None:

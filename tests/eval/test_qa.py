@@ -207,8 +207,8 @@ def test_training_questions_keep_the_passages_that_demonstrations_show(workspace
     settings = {"shots": 2, "max_questions": 4, "layout": layout, "arms": ("rag", "rag/oracle", "closed_book")}
     config = eval_config(workspace, colour_questions, tmp_path, **settings)
     tokenizer = open_tokenizer(workspace.release.tokenizer)
-    model = open_checkpoint(workspace.retro).load_model()
-    opened = open_qa_task(config, tokenizer, model)
+    checkpoint = open_checkpoint(workspace.retro)
+    opened = open_qa_task(config, checkpoint, tokenizer, checkpoint.load_model())
     whole = make_task(workspace, colour_questions, settings["arms"], layout, shots=2, max_questions=4)
     prompts = []
     for task in (opened, whole):
