@@ -67,6 +67,8 @@ def read_prompts(path: str) -> list[Prompt]:
             raise ConfigError(f"{where}: relation: expected a text, found {snippet(json.dumps(relation))}")
         if popularity is not None and not _is_number(popularity):
             raise ConfigError(f"{where}: popularity: expected a number, found {snippet(json.dumps(popularity))}")
+        if relation is not None:
+            _checked_text(relation, f"{where}: relation")
         prompts.append(Prompt(_checked_text(text, where), relation, popularity, where))
     if not prompts:
         raise ConfigError(f"prompts_file: {path}: expected at least one prompt, found none")

@@ -188,6 +188,7 @@ def test_mistakes_are_one_line(workspace, tmp_path, capsys, rule, settings, code
     ("line", "message"),
     [
         ({"prompt": "x", "relation": 3}, "prompts.jsonl:1: relation: expected a text, found 3"),
+        ({"prompt": "x", "relation": "\ud800"}, "prompts.jsonl:1: relation: expected UTF-8 text"),
         ({"prompt": "x", "popularity": "many"}, "prompts.jsonl:1: popularity: expected a number"),
         ({"prompt": "x", "popularity": -1}, "prompts.jsonl:1: popularity: expected monthly page views"),
     ],

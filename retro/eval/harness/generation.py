@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ def read_generation(settings: Mapping[str, Any], max_new_tokens: int, seed: int)
                 "of other libraries at their neutral values"
             )
     temperature = _number(settings, "temperature", 0.0)
+    if temperature < 0:
+        raise ConfigError(f"generation_kwargs: temperature: expected 0 or more, found {temperature}")
     draws = settings.get("do_sample")
     if draws is None:
         draws = temperature > 0
@@ -52,16 +55,18 @@ def read_generation(settings: Mapping[str, Any], max_new_tokens: int, seed: int)
     if draws and temperature == 0:
         raise ConfigError("generation_kwargs: do_sample: expected a temperature above 0 with it, found none")
     limit = next((settings[name] for name in _LIMITS if settings.get(name) is not None), max_new_tokens)
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != int(limit) or limit < 1:
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not _is_whole(limit) or limit < 1:
         raise ConfigError(f"generation_kwargs: max_gen_toks: expected 1 or more, found {limit!r}")
     until = settings.get("until") or ()
-    until = (until,) if isinstance(until, str) else tuple(until)
-    if not all(isinstance(text, str) for text in until):
-        raise ConfigError(f"generation_kwargs: until: expected texts, found {list(until)}")
-    top_k = int(_number(settings, "top_k", 0))
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, (list, tuple)) or not all(isinstance(text, str) for text in until):
+        raise ConfigError(f"generation_kwargs: until: expected texts, found {until}")
+    top_k = _number(settings, "top_k", 0.0)
+    if not _is_whole(top_k):
+        raise ConfigError(f"generation_kwargs: top_k: expected a whole number, found {top_k}")
     sampling = SamplingConfig(
         temperature=temperature if draws else 0.0,
-        top_k=top_k or None,  # 0 = all, as elsewhere
+        top_k=int(top_k) or None,  # 0 = all, as elsewhere
         top_p=_number(settings, "top_p", 1.0),
         seed=seed,
         repetition_penalty=_number(settings, "repetition_penalty", 1.0),
@@ -75,3 +80,7 @@ def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"generation_kwargs: {name}: expected a number, found {value!r}")
     return float(value)
+
+
+def _is_whole(value: float) -> bool:
+    return math.isfinite(value) and value == int(value)

@@ -43,6 +43,13 @@ def test_settings(settings, expected):
         ({"max_gen_toks": 2.5}, "expected 1 or more, found 2.5"),
         ({"temperature": "hot"}, "temperature: expected a number, found 'hot'"),
         ({"until": [1]}, "until: expected texts"),
+        ({"until": 5}, "until: expected texts, found 5"),
+        ({"until": {"stop": 1}}, "until: expected texts"),
+        ({"max_gen_toks": float("inf")}, "max_gen_toks: expected 1 or more, found inf"),
+        ({"max_gen_toks": float("nan")}, "max_gen_toks: expected 1 or more, found nan"),
+        ({"top_k": 2.5}, "top_k: expected a whole number, found 2.5"),
+        ({"top_k": float("inf")}, "top_k: expected a whole number, found inf"),
+        ({"temperature": -1}, "temperature: expected 0 or more, found -1.0"),
         ({"temperature": 1.0, "top_p": 2.0}, "top_p: expected above 0 and at most 1"),
     ],
 )
