@@ -35,8 +35,8 @@ class State:
 
     identity: what decides the responses (task, version, checkpoint, configuration, artifacts); facts: what the results
     repeat (paths, sizes) but two equal evaluations may differ in; blocks: how many are committed; bytes, sha256: of
-    responses.jsonl up to there; carry: what the next block needs of the last; seconds, tokens: time in the model and
-    tokens read, by mode; finished: no block is left.
+    responses.jsonl up to there; carry: what the next block needs of the last; units: of the task that are
+    done; seconds, tokens: time in the model and tokens read, by mode; finished: no block is left.
     """
 
     identity: dict[str, Any]
@@ -45,6 +45,7 @@ class State:
     bytes: int = 0
     sha256: str = hashlib.sha256(b"").hexdigest()
     carry: Any = None
+    units: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     finished: bool = False
@@ -54,6 +55,7 @@ _STATE_TYPES: dict[str, type] = {
     "identity": dict,
     "facts": dict,
     "blocks": int,
+    "units": int,
     "bytes": int,
     "sha256": str,
     "seconds": dict,
@@ -127,6 +129,7 @@ class ResponseLog:
         seconds: Mapping[str, float],
         tokens: Mapping[str, int],
         finished: bool,
+        units: int,
     ) -> None:
         """Append one block and commit it. Raises ValueError for a figure that JSON has no form for (NaN)."""
         data = b"".join(json_line(row) for row in rows)
@@ -141,6 +144,7 @@ class ResponseLog:
         for mode, count in tokens.items():
             state.tokens[mode] = state.tokens.get(mode, 0) + count
         state.blocks += 1
+        state.units += units
         state.bytes += len(data)
         state.sha256 = self._hash.hexdigest()
         state.carry, state.finished = carry, finished

@@ -87,10 +87,9 @@ def answer(task: Task, model: LanguageModel, log: ResponseLog, progress: bool = 
         return
     from tqdm import tqdm
 
-    done = min(log.state.blocks * task.units_per_block, task.num_units)
     with tqdm(
         total=task.num_units,
-        initial=done,
+        initial=log.state.units,
         desc=task.name,
         unit=f" {task.unit}",
         disable=not progress,
@@ -100,7 +99,8 @@ def answer(task: Task, model: LanguageModel, log: ResponseLog, progress: bool = 
     ) as bar:
         for number in range(log.state.blocks, task.num_blocks):
             block = task.run_block(number, model, log.state.carry)
-            log.commit(block.rows, block.carry, block.seconds, block.tokens, finished=number + 1 == task.num_blocks)
+            last = number + 1 == task.num_blocks
+            log.commit(block.rows, block.carry, block.seconds, block.tokens, finished=last, units=block.units)
             bar.update(block.units)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from tqdm import tqdm
 
 from retro.artifacts.retrieval_rule import ConfidenceRule, PopularityRule, RuleArms
 from retro.cli.main import main
@@ -371,6 +372,26 @@ def test_a_killed_evaluation_asks_no_committed_question_again(workspace, colour_
 
 
 @pytest.mark.slow
+def test_the_bar_of_a_resumed_evaluation_begins_with_the_answers_that_are_there(
+    workspace, colour_questions, tmp_path, monkeypatch
+):
+    task = make_task(workspace, colour_questions, ("closed_book", "rag"), max_questions=3)
+    run_block, begun = task.run_block, []
+
+    def run_once(number, *rest):
+        if number:
+            raise KeyboardInterrupt
+        return run_block(number, *rest)
+
+    monkeypatch.setattr("tqdm.tqdm", lambda **options: begun.append(options["initial"]) or tqdm(**options))
+    monkeypatch.setattr(task, "run_block", run_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(task, Reader(workspace), tmp_path)
+    monkeypatch.setattr(task, "run_block", run_block)
+    run_fake(task, Reader(workspace), tmp_path)
+    assert begun == [0, 3]
+
+
 def test_a_process_that_is_killed_resumes(workspace, colour_questions, tmp_path):
     """SIGKILL after some blocks, several times: what was committed stays, the answers are those of a run in one go."""
     section = f"qa={{questions: {colour_questions}, arms: [closed_book, retro++, retro], max_questions: 22}}"

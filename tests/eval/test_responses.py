@@ -9,7 +9,7 @@ from retro.eval.responses import RESPONSES_NAME, STATE_NAME, open_log, read_resp
 
 
 def commit(log, number, finished=False):
-    log.commit([{"n": number}, {"n": number, "text": "é\n"}], {"c": number}, {"on": 1.5}, {"on": 10}, finished)
+    log.commit([{"n": number}, {"n": number, "text": "é\n"}], {"c": number}, {"on": 1.5}, {"on": 10}, finished, 2)
 
 
 def test_blocks_are_appended_and_read_back(tmp_path):
@@ -17,7 +17,7 @@ def test_blocks_are_appended_and_read_back(tmp_path):
     commit(log, 0)
     commit(log, 1, finished=True)
     state = read_state(tmp_path)
-    assert (state.blocks, state.finished, state.carry) == (2, True, {"c": 1})
+    assert (state.blocks, state.units, state.finished, state.carry) == (2, 4, True, {"c": 1})
     assert state.seconds == {"on": 3.0} and state.tokens == {"on": 20}
     assert [row["n"] for row in read_responses(tmp_path, state)] == [0, 0, 1, 1]
 
@@ -77,5 +77,5 @@ def test_missing_and_unreadable_state(tmp_path):
 def test_nan_never_reaches_the_file(tmp_path):
     log = open_log(tmp_path, {"task": "t"}, {})
     with pytest.raises(ValueError, match="JSON"):
-        log.commit([{"bits": float("nan")}], None, {}, {}, False)
+        log.commit([{"bits": float("nan")}], None, {}, {}, False, 1)
     assert read_state(tmp_path).blocks == 0

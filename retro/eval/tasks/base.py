@@ -28,7 +28,6 @@ class Task(Protocol):
     unit: str
     num_units: int
     num_blocks: int
-    units_per_block: int
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows besides the model, JSON-able."""
