@@ -43,7 +43,8 @@ class GenReadConfig:
         require_at_least(self, 1, "max_questions", "tokens", "batch", "block_batches")
         require(len(set(self.splits)) == len(self.splits), f"splits: expected each once, found {list(self.splits)}")
         try:
-            good = "\0" in self.prompt.format(question="\0") and self.prompt.format(question="\0").count("\0") == 1
-        except (ValueError, KeyError, IndexError, AttributeError):
+            # Two signs: a place that takes a part of the question would show one of them.
+            good = self.prompt.format(question="\0\1").count("\0\1") == 1
+        except (ValueError, KeyError, IndexError, AttributeError, MemoryError, OverflowError):
             good = False
         require(good, f"prompt: expected a template with {{question}} once and no other place, found {self.prompt!r}")

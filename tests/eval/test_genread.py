@@ -126,6 +126,9 @@ def test_the_command_writes_what_the_model_says(workspace, colour_questions, tmp
     ("change", "message"),
     [
         ("prompt=no place", "prompt: expected a template with {question} once"),
+        ("prompt='{question[0]}'", "prompt: expected a template with {question} once"),
+        ("prompt='{question:.1}'", "prompt: expected a template with {question} once"),
+        ("prompt='{question:99999999999}'", "prompt: expected a template with {question} once"),
         ("prompt='{question} {question}'", "prompt: expected a template with {question} once"),
         ("prompt='{question} {title}'", "prompt: expected a template with {question} once"),
         ("prompt='{question'", "prompt: expected a template with {question} once"),
