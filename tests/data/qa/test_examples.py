@@ -79,9 +79,7 @@ def test_a_question_that_does_not_fit_is_named():
     with pytest.raises(QuestionTooLongError, match=r"question q7: expected at most 8 tokens .* found 10; raise layout"):
         build("rag", layout=dataclasses.replace(LAYOUT, prompt_chunks=1))
     shots = [question(i) for i in range(8)]
-    with pytest.raises(
-        QuestionTooLongError, match=r"with 8 demonstrations; raise .* or lower shots"
-    ):
+    with pytest.raises(QuestionTooLongError, match=r"with 8 demonstrations; raise .* or lower shots"):
         build("closed_book", shots=shots)
 
 
