@@ -93,7 +93,10 @@ class QaQuestionsStage(Stage):
         for split in self._splits.wanted:
             found = sorted(lines.get(split, []), key=lambda line: (line.rank, line.id))
             if not found:
-                raise ArtifactError(f"split {split}: no question is left for it; change split_off, or give it as files")
+                raise ArtifactError(
+                    f"split {split}: no question is left for it; change split_off, give it as files, or leave it "
+                    f"out with source.splits=[{', '.join(name for name in self._splits.wanted if name != split)}]"
+                )
             kept = found[: self.options.max_questions.get(split)]
             others = set().union(*(words for other, words in texts.items() if other != split))
             figures = _Figures(others)
