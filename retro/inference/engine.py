@@ -84,6 +84,7 @@ class Engine:
         self._running: list[DecodedSequence] = []
         self._queue: deque[DecodedSequence] = deque()
         self._tickets = 0
+        self._failed = False
 
     @property
     def active(self) -> int:
@@ -139,7 +140,18 @@ class Engine:
         return False
 
     def step(self) -> list[Update]:
-        """One token for every request that has, or now gets, a slot; requests that end give their slots back."""
+        """One token for every request that has, or now gets, a slot; requests that end give their slots back.
+
+        An error of the model or the retriever leaves sequences half done: after it the engine raises RuntimeError.
+        """
+        if self._failed:
+            raise RuntimeError("engine: a step failed, and what it decoded is lost; build another")
+        self._failed = True
+        updates = self._step()
+        self._failed = False
+        return updates
+
+    def _step(self) -> list[Update]:
         running = len(self._running)
         begin = time.perf_counter()
         logits = self._continue()

@@ -298,3 +298,25 @@ def test_windows_of_less_than_a_chunk_are_refused(retro):
     short = open_language_model.__globals__["RetroLM"](retro.model, retro.tokenizer, window_length=CHUNK)
     with pytest.raises(ConfigError, match="sequence_length: expected more than one chunk"):
         short.build_engine(1)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [("_state", "prefill_batch"), ("_state", "decode"), ("_retriever", "retrieve")]
+)
+def test_an_engine_that_failed_in_the_middle_of_a_step_says_so(retro, monkeypatch, owner, name):
+    """It would go on with a token, or with neighbors, missing."""
+    engine = retro.build_engine(2)
+    engine.submit(EngineRequest((5, 6, 7), 20, policy=Every(1)))
+
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    if name == "decode":
+        engine.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(engine, owner), name, broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    with pytest.raises(RuntimeError, match="a step failed, and what it decoded is lost; build another"):
+        engine.step()
+    assert run(retro, EngineRequest((5, 6, 7), 2, policy=Every(1)))[0].stop == "length"
