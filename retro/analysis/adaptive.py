@@ -32,12 +32,13 @@ KINDS: tuple[Kind, ...] = ("popularity", "confidence")
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSettings:
-    """plan: the splits; bins, edges: see ThresholdFit; min_questions: relations with fewer share a threshold; measure,
-    tokens: of confidence; draws: of the bootstrap over questions."""
+    """plan: the splits; bins, edges, margin: see ThresholdFit; min_questions: relations with fewer share a threshold;
+    measure, tokens: of confidence; draws: of the bootstrap over questions."""
 
     plan: SplitPlan = dataclasses.field(default_factory=SplitPlan)
     bins: int = 10
     edges: EdgesFrom = "dev"
+    margin: float = 2.0
     min_questions: int = 10
     measure: Measure = "mean"
     tokens: int = 24
@@ -67,7 +68,7 @@ def analyse_adaptive(
     what a policy needs."""
     if len(questions.ids) < 4:
         raise ArtifactMismatchError(f"expected at least 4 answered questions, found {len(questions.ids)}")
-    fit = ThresholdFit(settings.bins, edges=settings.edges)
+    fit = ThresholdFit(settings.bins, edges=settings.edges, margin=settings.margin)
     policies: dict[str, Policy] = {}
     if "popularity" in kinds:
         policies["popularity"] = popularity_policy(questions, fit, settings.min_questions)

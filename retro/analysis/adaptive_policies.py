@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retro.analysis.adaptive_questions import AnsweredQuestions
-from retro.analysis.adaptive_thresholds import ThresholdFit, best_threshold, candidates, fit_thresholds
+from retro.analysis.adaptive_thresholds import ThresholdFit, best_threshold, better_fixed, candidates, fit_thresholds
 from retro.artifacts.retrieval_rule import ConfidenceRule, Measure, PopularityRule, RetrievalRule, RuleArms
 from retro.config.errors import ArtifactMismatchError
 
@@ -104,7 +104,8 @@ def fitted_rule(
     unknown = policy.groups == policy.names.index(_UNKNOWN)
     known = ~unknown
     # Relations that were never seen: the threshold that is best for all questions together.
-    default = best_threshold(policy.values[known], questions.gains[known], candidates(policy.values[known], policy.fit))
+    values, gains, fixed = policy.values[known], questions.gains[known], better_fixed(questions.gains)
+    default = best_threshold(values, gains, candidates(values, policy.fit), fixed, policy.fit.margin)
     without = by_name[_UNKNOWN] > 0 if unknown.any() else bool(questions.gains.sum() > 0)
     small = set(questions.relations) - set(policy.names)
     by_relation = {

@@ -44,6 +44,24 @@ def test_a_threshold_worked_out_by_hand():
     assert best_threshold(values, np.array([0.0, 0, 0, 1]), thresholds) == math.inf
 
 
+def test_a_lucky_threshold_is_not_taken_with_a_margin():
+    values = np.arange(40.0)
+    thresholds = np.array([-math.inf, 10, 20, 30, math.inf])
+    few, many = np.full(40, 1.0), np.full(40, 1.0)
+    few[38:] = -1  # two questions that retrieval spoils
+    many[20:] = -1
+    assert best_threshold(values, few, np.array([-math.inf, 38, math.inf])) == 38
+    assert best_threshold(values, few, np.array([-math.inf, 38, math.inf]), math.inf, 2.0) == math.inf
+    assert best_threshold(values, many, thresholds, math.inf, 2.0) == 20
+    assert best_threshold(values, many, thresholds, -math.inf, 2.0) == 20
+    # A group whose own better arm is the other one departs from the common one only if it is sure of it.
+    groups = np.array([0] * 36 + [1] * 4)
+    gains = np.array([1.0] * 36 + [-1.0, 1.0, -1.0, -1.0])
+    chosen = np.ones(40, bool)
+    assert list(fit_thresholds(values, gains, groups, 2, chosen, ThresholdFit(margin=2.0))) == [math.inf, math.inf]
+    assert fit_thresholds(values, gains, groups, 2, chosen, ThresholdFit(margin=0.0))[1] == -math.inf
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([-1.0, -0.25, 0.0, 0.5, 1.0])), min_size=1, max_size=30))
 def test_the_best_threshold_is_the_one_that_trying_all_finds(pairs):

@@ -51,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--margin",
+        type=float,
+        default=2.0,
+        metavar="ERRORS",
+        help="standard errors by which a threshold must beat the better fixed arm where it is fitted; 0 = by anything, "
+        "as in the paper (default: %(default)s)",
+    )
+    parser.add_argument(
         "--min-questions",
         type=int,
         default=10,
@@ -144,6 +152,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if value < low or (high is not None and value > high):
             expected = f"{low} or more" if high is None else f"{low} to {high}"
             raise ConfigError(f"{name.replace('_', '-')}: expected {expected}, found {value}")
+    if not 0 <= arguments.margin < float("inf"):
+        raise ConfigError(f"margin: expected 0 or more standard errors, found {arguments.margin}")
     if not 0 < arguments.dev < 1:
         raise ConfigError(f"dev: expected a share above 0 and below 1, found {arguments.dev}")
     if arguments.seed < 0:
@@ -220,6 +230,7 @@ def _settings(arguments: argparse.Namespace, tokens: int) -> AdaptiveSettings:
         SplitPlan(arguments.splits, arguments.dev, arguments.seed),
         bins=arguments.bins,
         edges=arguments.edges,
+        margin=arguments.margin,
         min_questions=arguments.min_questions,
         measure=arguments.measure,
         tokens=tokens,
