@@ -35,7 +35,7 @@ def write_evaluation(folder, arms, *, popularity=True, task="popqa", questions="
                      "latency_ms": (20 if closed else 50) if i % 4 == 0 else None,
                      "passages": [] if closed else [{"document": "d", "chunk": 1, "where": "prompt"}]}
                 )  # fmt: skip
-    log.commit(rows, None, {}, {}, finished=True)
+    log.commit(rows, None, {}, {}, finished=True, units=len(rows))
     definition = {"name": task, "version": 1, "metrics": ["exact_match", "f1"], "primary": "exact_match"}
     results = {
         "task": "qa",
@@ -175,7 +175,7 @@ def rewrite(evaluation, change):
     results = (evaluation / "results.json").read_text()
     shutil.rmtree(evaluation)
     log = open_log(evaluation, {"task": "qa", "version": 1}, {})
-    log.commit([row for row in rows if change(row) is not False], None, {}, {}, finished=True)
+    log.commit([row for row in rows if change(row) is not False], None, {}, {}, finished=True, units=1)
     (evaluation / "results.json").write_text(results)
 
 
