@@ -20,7 +20,8 @@ def answers(row):
 def test_a_fitted_policy_is_at_least_as_good_as_the_better_arm(workspace, colour_questions, tmp_path, kind, name):
     fixed = run_fake(make_task(workspace, colour_questions, ("rag", "retro")), Reader(workspace), tmp_path / "fixed")
     command = ["qa", "adaptive", str(tmp_path / "fixed"), "--closed", "rag", "--retrieval", "retro", "--splits", "5"]
-    assert main([*command, "--min-questions", "1"]) == 0
+    # So few questions tell no threshold from luck: by anything that is better.
+    assert main([*command, "--min-questions", "1", "--margin", "0"]) == 0
     path = tmp_path / "fixed" / f"{name}.json"
     assert open_rule(path).kind == kind
     figures = json.loads((tmp_path / "fixed" / "adaptive.json").read_text())["comparisons"][0]
