@@ -23,7 +23,8 @@ class Policy:
     """Retrieve if the value is below the group's threshold.
 
     kind: "popularity" or "confidence"; values: float64 [Q]; groups: int64 [Q], which of `names`; pays_both: whether a
-    question that retrieves was answered without retrieval before, and costs both.
+    question that retrieves was answered without retrieval before, and costs both, unless its threshold is never or
+    always, which need no answer.
     """
 
     kind: str
@@ -41,10 +42,14 @@ class Policy:
         """bool [Q]."""
         return self.values < thresholds[self.groups]
 
-    def expense(self, retrieves: np.ndarray, closed: np.ndarray, retrieval: np.ndarray) -> np.ndarray:
-        """float64 [Q]: what each question costs, given what it costs in either arm."""
+    def expense(
+        self, retrieves: np.ndarray, closed: np.ndarray, retrieval: np.ndarray, thresholds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """float64 [Q]: what each question costs, given what it costs in either arm. thresholds: of the groups, None =
+        none of them is never or always."""
         if self.pays_both:
-            return closed + np.where(retrieves, retrieval, 0.0)
+            asked_first = True if thresholds is None else ~retrieves | np.isfinite(thresholds)[self.groups]
+            return np.where(asked_first, closed, 0.0) + np.where(retrieves, retrieval, 0.0)
         return np.where(retrieves, retrieval, closed)
 
 

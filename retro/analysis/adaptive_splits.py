@@ -89,7 +89,8 @@ def evaluate_splits(policy: Policy, questions: AnsweredQuestions, plan: SplitPla
                 "expected relations of two questions or more, one to fit on and one to test, found none; raise "
                 "--min-questions, below which relations share a threshold"
             )
-        retrieves = policy.retrieves(policy.thresholds(questions.gains, dev))
+        thresholds = policy.thresholds(questions.gains, dev)
+        retrieves = policy.retrieves(thresholds)
         adaptive = np.where(retrieves, retrieval, closed)
         fixed = retrieval if questions.gains[dev].sum() > 0 else closed
         named = {"adaptive": adaptive, "closed": closed, "retrieval": retrieval, "oracle": best, "fixed_by_dev": fixed}
@@ -99,7 +100,7 @@ def evaluate_splits(policy: Policy, questions: AnsweredQuestions, plan: SplitPla
         oracle_shares.append(float((retrieval > closed)[test].mean()))
         for name, where in known.items():
             if (asked := where & test).any():
-                spent = policy.expense(retrieves, *_both(questions, name))
+                spent = policy.expense(retrieves, *_both(questions, name), thresholds)
                 for arm, paid in zip(
                     ("adaptive", "closed", "retrieval"), (spent, *_both(questions, name)), strict=True
                 ):

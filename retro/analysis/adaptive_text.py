@@ -60,7 +60,8 @@ def _describe_policy(kind: str, policy: Mapping[str, Any], arms: Mapping[str, st
     else:
         lines.append(
             f"    retrieves below a confidence of {_threshold(rule['threshold'])} ({rule['measure']} log-probability "
-            f"of the first {rule['tokens']} tokens); {arms['closed']} is always asked first"
+            f"of the first {rule['tokens']} tokens)"
+            + ("" if isinstance(rule["threshold"], str) else f"; {arms['closed']} is always asked first")
         )
     for name, expense in policy["expenses"].items():
         label, form = _EXPENSES[name]

@@ -101,6 +101,11 @@ class ConfidenceRule:
 
     kind = "confidence"
 
+    @property
+    def fixed(self) -> bool | None:
+        """True = always, False = never: nothing need be asked first; None = it depends on the answer."""
+        return None if math.isfinite(self.threshold) else self.threshold > 0
+
     def retrieves(self, logprobs: Sequence[float]) -> bool:
         """Whether to retrieve, given the natural log-probabilities of the tokens of the answer without retrieval. An
         answer without tokens says nothing: it retrieves unless nothing does."""

@@ -46,4 +46,6 @@ def rule_policy(
     for name, value in (("relation", relation), ("popularity", popularity)):
         if value is not None:
             raise ConfigError(f"{name}: the policy decides by confidence and does not read it; remove it")
+    if rule.fixed is not None:
+        return then if rule.fixed else Never()
     return IfUnsure(rule, then)

@@ -286,3 +286,12 @@ def test_questions_about_one_document_are_drawn_together():
         return found.high - found.low
 
     assert width(np.tile(np.arange(60), 10)) > 2.5 * width(np.arange(600))
+
+
+def test_a_confidence_that_is_never_looked_at_costs_nothing():
+    policy = confidence_policy(answered(["r", "r"], [1, 1], [0, 1], [1, 1]), FIT)
+    closed, retrieval = np.array([2.0, 2.0]), np.array([5.0, 5.0])
+    both = np.array([True, True])
+    assert list(policy.expense(both, closed, retrieval, np.array([-0.5]))) == [7, 7]
+    assert list(policy.expense(both, closed, retrieval, np.array([math.inf]))) == [5, 5]
+    assert list(policy.expense(~both, closed, retrieval, np.array([-math.inf]))) == [2, 2]

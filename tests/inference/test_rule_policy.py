@@ -95,6 +95,9 @@ def test_one_policy_per_query():
     assert rule_policy(POPULARITY, "axis", 101) == Never()
     assert rule_policy(POPULARITY, None, 101, Every(4)) == Every(4)
     assert rule_policy(POPULARITY, "axis") == Never()
+    # Never and always need no answer to decide on.
+    assert rule_policy(ConfidenceRule("mean", 4, -math.inf, ARMS)) == Never()
+    assert rule_policy(ConfidenceRule("mean", 4, math.inf, ARMS), then=Every(2)) == Every(2)
     sure = ConfidenceRule("mean", 4, -1.0, ARMS)
     assert rule_policy(sure, then=Every(4)) == IfUnsure(sure, Every(4))
     for wrong in (-1.0, math.nan, math.inf):

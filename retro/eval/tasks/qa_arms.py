@@ -46,7 +46,7 @@ class AdaptiveArm:
     @property
     def asks_first(self) -> bool:
         """Whether the answer without retrieval decides."""
-        return isinstance(self.rule, ConfidenceRule)
+        return isinstance(self.rule, ConfidenceRule) and self.rule.fixed is None
 
     def retrieves(self, question: QaQuestion, logprobs: Sequence[float] | None = None) -> bool:
         """Whether to retrieve. logprobs: natural, of the tokens of the answer without retrieval, where that decides."""
