@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from retro.analysis.bootstrap import Estimate
 from retro.analysis.qa import QaComparison
 from retro.analysis.qa_policies import Adaptive, AdaptivePolicy
-from retro.analysis.qa_series import arm_words
+from retro.analysis.qa_series import QaSeries, arm_words
 from retro.analysis.qa_wording import metric_words
 from retro.analysis.svg import Chart, Line
 
+#: So many lines can still be told apart.
+_MANY = 6
 _POLICY_ROLES = {"popularity": "x1", "confidence": "x2"}
 # More bands than this hide each other.
 _BANDS = 3
@@ -27,14 +29,14 @@ def qa_charts(result: QaComparison) -> list[Chart]:
 
 
 def popularity_chart(result: QaComparison) -> Chart | None:
-    """Accuracy by popularity bin of every arm; None without popularity."""
+    """Accuracy by popularity bin of every arm, of many without their controls; None without popularity."""
     bins = result.of_kind("popularity")
     if not bins:
         return None
     titles = [item.title for item in bins]
     lines = [
         _line(item.label, item.role, list(range(len(bins))), [result.score(item.key, b.key) for b in bins])
-        for item in result.series
+        for item in _without_controls(result.series)
     ]
     if len(lines) > _BANDS:
         lines = [dataclasses.replace(line, band=False) for line in lines]
@@ -47,13 +49,20 @@ def popularity_chart(result: QaComparison) -> Chart | None:
         lines,
         caption=f"{drawn}, bootstrap over {result.unit}. Questions per bin: "
         + ", ".join(f"{b.questions:,}" for b in bins)
-        + ".",
+        + "."
+        + (" Controls are in the table." if len(lines) < len(result.series) else ""),
         x_ticks=[(i, _short(titles[i])) for i in range(0, len(bins), step)],
         x_range=(-0.3, len(bins) - 0.7),
         x_format=lambda value: titles[min(max(round(value), 0), len(titles) - 1)],
         y_format=_percent,
         x_name="page views",
     )
+
+
+def _without_controls(series: Sequence[QaSeries]) -> Sequence[QaSeries]:
+    """More than a few lines hide each other: then those of oracle, random and gate 0 stay away."""
+    plain = [item for item in series if "/" not in item.arm]
+    return plain if plain and len(series) > _MANY else series
 
 
 def passages_chart(result: QaComparison) -> Chart | None:

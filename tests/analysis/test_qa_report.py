@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from retro.analysis.adaptive_prices import Prices
 from retro.analysis.bootstrap import Estimate
 from retro.analysis.comparison import compare_runs
 from retro.analysis.html_report import render_report
-from retro.analysis.qa_charts import qa_charts
+from retro.analysis.qa_charts import popularity_chart, qa_charts
 from retro.analysis.qa_tables import qa_tables
 from retro.analysis.qa_wording import main_candidate, points, qa_headline, qa_sentences
 from retro.analysis.runs import load_runs
@@ -178,6 +179,17 @@ def test_what_is_saved_of_the_price_stands_beside_the_time(tmp_path, result):
 
 
 # ---------------------------------------------------------------- charts
+
+
+def test_many_arms_leave_their_controls_out_of_the_popularity_chart(result):
+    arms = ["closed_book", "rag", "rag/random", "retro", "retro/oracle", "retro/random", "retro/gate_0"]
+    base = result.series[0]
+    series = [dataclasses.replace(base, arm=arm, label=arm) for arm in arms]
+    many = popularity_chart(dataclasses.replace(result, series=series))
+    assert [line.label for line in many.lines] == ["closed_book", "rag", "retro"]
+    assert many.caption.endswith("Controls are in the table.")
+    few = popularity_chart(dataclasses.replace(result, series=series[1:]))
+    assert [line.label for line in few.lines] == arms[1:] and "Controls" not in few.caption
 
 
 def test_charts_of_popularity_passages_share_and_time(result):
