@@ -120,33 +120,20 @@ def _language_model(
 ) -> LanguageModel:
     from retro.inference.retro_lm import RetroLM, check_chunk_length
 
+    database = None  # the other tasks bring the neighbors' tokens
     if isinstance(task, PerplexityTask):
         check_chunk_length(model, task.queries)
-        return RetroLM(
-            model,
-            tokenizer,
-            window_length=task.sequence_length,
-            num_neighbors=num_neighbors,
-            precision=config.precision,
-            batch=config.batch,
-            name=checkpoint.name,
-        )
-    if isinstance(task, QaTask):
-        return RetroLM(
-            model,
-            tokenizer,
-            window_length=task.window_length,
-            num_neighbors=num_neighbors,
-            precision=config.precision,
-            batch=config.batch,
-            name=checkpoint.name,
-        )
+        window = task.sequence_length
+    elif isinstance(task, QaTask):
+        window = task.window_length
+    else:
+        window, database = task.sequences.sequence_length, task.database
     return RetroLM(
         model,
         tokenizer,
-        window_length=task.sequences.sequence_length,
+        window_length=window,
         num_neighbors=num_neighbors,
-        database=task.database,
+        database=database,
         precision=config.precision,
         batch=config.batch,
         name=checkpoint.name,
