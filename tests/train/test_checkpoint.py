@@ -27,7 +27,7 @@ from retro.optim.adamw import build_adamw
 from retro.train.checkpointing import save as saving
 from retro.train.checkpointing.folders import point_best
 from retro.train.checkpointing.identity import Identity, describe_differences
-from retro.train.checkpointing.load import _read_state, load_checkpoint
+from retro.train.checkpointing.load import load_checkpoint, read_state
 from retro.train.checkpointing.peers import CheckpointError
 from retro.train.checkpointing.save import Resumed, Retention, save_checkpoint, take_snapshot, write_snapshot
 from retro.train.checkpointing.staging import Staging
@@ -377,4 +377,4 @@ def test_a_forged_state_is_one_line(tmp_path: Path, state: str):
     path = save(tmp_path / "new", 2)
     (path / "state.json").write_text(state)
     with pytest.raises(ArtifactCorruptError, match=r"state\.json: not readable \(.*\); move that checkpoint away"):
-        _read_state(path / "state.json")
+        read_state(path / "state.json")
